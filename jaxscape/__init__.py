@@ -1,0 +1,35 @@
+"""Loss landscapes of any JAX model: ``L(theta + alpha * delta + beta * eta)``, with error bars."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jaxscape.convolution import fast_convolutions
+from jaxscape.directions import Directions, direction_between, random_directions
+from jaxscape.grid import Grid
+from jaxscape.surface import interpolate, surface
+
+if TYPE_CHECKING:
+    from jaxscape import datasets, plot
+    from jaxscape.runs import load_run
+
+__all__ = [
+    "Directions",
+    "Grid",
+    "datasets",
+    "direction_between",
+    "fast_convolutions",
+    "interpolate",
+    "load_run",
+    "plot",
+    "random_directions",
+    "surface",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the top floor when it is first asked for: it needs optional or slow dependencies."""
+    if name == "load_run":
+        return importlib.import_module("jaxscape.runs").load_run
+    if name in ("plot", "datasets"):
+        return importlib.import_module(f"jaxscape.{name}")
+    raise AttributeError(f"module 'jaxscape' has no attribute {name!r}")

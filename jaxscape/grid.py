@@ -1,0 +1,94 @@
+"""Coordinates: where on the line, in the plane or in the volume the function is evaluated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Axis = tuple[float, float, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The product of one or more axes of coordinates, in units of the directions.
+
+    Any number of axes, any range (0 included or not), any spacing, any order; never assumed square.
+
+    >>> Grid((np.array([0.0, 0.5, 2.0]), np.array([-1.0, 1.0]))).shape
+    (3, 2)
+
+    Attributes:
+        axes: One 1-D array for each direction.
+
+    Raises:
+        ValueError: There is no axis, or an axis has no points, is not 1-D, is not finite or repeats a point.
+    """
+
+    axes: tuple[np.ndarray, ...]
+
+    def __post_init__(self) -> None:
+        axes = tuple(np.asarray(axis, dtype=np.float64) for axis in self.axes)
+        if not axes:
+            raise ValueError("grid has no axes; expected one array of coordinates for each direction.")
+        for name, axis in zip(axis_names(len(axes)), axes, strict=True):
+            if axis.ndim != 1 or not axis.size:
+                raise ValueError(f"grid axis {name} has shape {axis.shape}, expected a 1-D array with a point or more.")
+            if not np.isfinite(axis).all():
+                raise ValueError(f"grid axis {name} has {(~np.isfinite(axis)).sum()} NaN or infinite points.")
+            values, counts = np.unique(axis, return_counts=True)
+            if len(values) < len(axis):
+                raise ValueError(f"grid axis {name} repeats {values[counts > 1][0]}; expected each point once.")
+        object.__setattr__(self, "axes", axes)
+
+    @classmethod
+    def line(cls, start: float = -1.0, stop: float = 1.0, num: int = 401) -> "Grid":
+        """``num`` evenly spaced points from ``start`` to ``stop``, both included.
+
+        >>> Grid.line(0, 1, 3).axes
+        (array([0. , 0.5, 1. ]),)
+
+        Returns:
+            The grid, of one axis.
+        """
+        return cls.plane((start, stop, num))
+
+    @classmethod
+    def plane(cls, *axes: Axis) -> "Grid":
+        """Evenly spaced points along each axis, given as ``(start, stop, num)``.
+
+        >>> Grid.plane((-1, 1, 51), (0, 2, 31)).shape
+        (51, 31)
+
+        Args:
+            *axes: ``(start, stop, num)`` for each direction; 51 points over [-1, 1] in two, if none is given.
+
+        Returns:
+            The grid.
+
+        Raises:
+            ValueError: An axis is no such triple, or ``num`` is no positive integer.
+        """
+        for axis in axes:
+            if len(axis) != 3 or int(axis[2]) != axis[2] or axis[2] < 1:
+                raise ValueError(f"grid axis {axis!r}: expected (start, stop, num) with num a positive integer.")
+        return cls(tuple(np.linspace(a, b, int(num)) for a, b, num in axes or ((-1.0, 1.0, 51),) * 2))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of points along each axis."""
+        return tuple(len(axis) for axis in self.axes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """``alpha``, ``beta``, ``axis2``, ``axis3``, ..."""
+        return axis_names(len(self.axes))
+
+    def points(self) -> np.ndarray:
+        """Every point, shape ``(prod(shape), axes)``, the last axis running fastest."""
+        return np.stack([c.ravel() for c in np.meshgrid(*self.axes, indexing="ij")], axis=-1)
+
+
+def axis_names(num: int) -> tuple[str, ...]:
+    """The dimension names of a result over ``num`` directions."""
+    names: Sequence[str] = ("alpha", "beta", *(f"axis{k}" for k in range(2, num)))
+    return tuple(names[:num])

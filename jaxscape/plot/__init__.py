@@ -1,0 +1,15 @@
+"""Pictures of results: each function takes a result and gives matplotlib axes.
+
+>>> ax = contour(result)  # doctest: +SKIP
+>>> save(ax, "surface.pdf")  # doctest: +SKIP
+
+Nothing here computes a loss or touches global settings. Points that are not finite are hatched or crossed and
+counted on the axes; points above ``loss_max`` are counted as well.
+"""
+
+from jaxscape.plot._curves import line, training_curves
+from jaxscape.plot._scale import levels
+from jaxscape.plot._style import save
+from jaxscape.plot._surfaces import compare, contour, contourf, heatmap, surface3d
+
+__all__ = ["compare", "contour", "contourf", "heatmap", "levels", "line", "save", "surface3d", "training_curves"]

@@ -1,0 +1,107 @@
+"""From a result to what is drawn: coordinates in ascending order, values, and what the axes mean."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+# Metrics that loss_fn gives as fractions of the examples; they are shown in percent, on a linear scale.
+FRACTIONS = ("accuracy", "error")
+_GREEK = {"alpha": r"$\alpha$", "beta": r"$\beta$"}
+_RANK = {"alpha": 0, "beta": 1}  # the axes of a volume follow: axis2, axis3, ...
+
+
+class Field(NamedTuple):
+    """A 2-D result as matplotlib wants it: rows run over y, columns over x, both ascending.
+
+    Attributes:
+        x: Coordinates of the columns.
+        y: Coordinates of the rows.
+        z: Values, shape ``(len(y), len(x))``, NaN where the result is not finite.
+        labels: Of x, y and z.
+        title: Of the picture, or empty.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    z: np.ndarray
+    labels: tuple[str, str, str]
+    title: str
+
+    @property
+    def bad(self) -> np.ndarray:
+        """Where z is not finite."""
+        return ~np.isfinite(self.z)
+
+
+def field(result: xr.Dataset, metric: str) -> Field:
+    """Take one metric of a result over a plane.
+
+    Args:
+        result: A surface.
+        metric: One of its variables.
+
+    Returns:
+        What is to be drawn.
+
+    Raises:
+        ValueError: The result is not 2-D, is too small, or has no such metric.
+    """
+    array = pick(result, metric)
+    if array.ndim == 1:
+        raise ValueError(
+            f"result has the dimension {array.dims[0]!r} only, expected two; draw it with js.plot.line(result)."
+        )
+    if array.ndim > 2:
+        slices = ", ".join(f"{dim}=0" for dim in array.dims[2:])
+        raise ValueError(
+            f"result has the dimensions {array.dims}, expected two; draw a slice, e.g. result.isel({slices})."
+        )
+    if min(array.shape) < 2:
+        raise ValueError(
+            f"result has {array.shape[0]} x {array.shape[1]} points, expected at least 2 x 2 to draw a surface."
+        )
+    dim_x, dim_y = array.dims
+    z = np.where(np.isfinite(array.values), array.values, np.nan).T  # result[i, j] is at x = alpha[i], y = beta[j]
+    labels = (axis_label(result, dim_x), axis_label(result, dim_y), metric_label(metric))
+    return Field(array[dim_x].values, array[dim_y].values, z, labels, str(result.attrs.get("title", "")))
+
+
+def pick(result: xr.Dataset, metric: str) -> xr.DataArray:
+    """One variable, in the units shown, its dimensions in canonical order and its coordinates ascending.
+
+    Args:
+        result: A result over any number of dimensions.
+        metric: One of its variables.
+
+    Returns:
+        The variable.
+
+    Raises:
+        ValueError: There is no such variable, or it has no dimension.
+    """
+    if metric not in result.data_vars:
+        raise ValueError(
+            f"metric is {metric!r}, expected one of the result's variables {sorted(map(str, result.data_vars))}."
+        )
+    array = result[metric].astype(float)
+    if not array.ndim:
+        raise ValueError(f"result has no dimension left in {metric!r}; expected a line or a surface.")
+    array = array.transpose(*sorted(array.dims, key=lambda dim: _RANK.get(str(dim), 2))).sortby(list(array.dims))
+    return 100 * array if metric in FRACTIONS else array
+
+
+def axis_label(result: xr.Dataset, dim: Any) -> str:
+    """What a step along one dimension is, as far as the result tells."""
+    symbol = _GREEK.get(dim, str(dim))
+    kind = result.attrs.get("directions", "")
+    if kind != "random":
+        return f"{symbol} ({kind})" if kind else symbol
+    norm = str(result.attrs.get("norm", "None"))
+    which = _RANK[dim] + 1 if dim in _RANK else int(str(dim).removeprefix("axis")) + 1
+    return f"{symbol} (random direction {which}{'' if norm == 'None' else f', {norm}-normalized'})"
+
+
+def metric_label(metric: str) -> str:
+    """The metric with its unit."""
+    return f"{metric} (%)" if metric in FRACTIONS else metric.replace("_", " ")

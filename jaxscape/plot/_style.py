@@ -1,0 +1,81 @@
+"""The look: made with explicit arguments and a local rc context, so that the user's settings stay as they are."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+
+def style() -> AbstractContextManager[None]:
+    """A context with sizes for a column of a paper (about 4 inches), where 8 to 9 points read as the caption does."""
+    return mpl.rc_context(
+        {
+            "font.size": 9.0,
+            "axes.labelsize": 9.0,
+            "axes.titlesize": 9.5,
+            "xtick.labelsize": 8.0,
+            "ytick.labelsize": 8.0,
+            "legend.fontsize": 8.0,
+            "legend.edgecolor": "none",
+            "axes.linewidth": 0.7,
+            "hatch.linewidth": 0.5,
+        }
+    )
+
+
+def new_axes(projection: str | None = None) -> Axes:
+    """One axes in a figure of its own."""
+    return plt.subplots(figsize=(4.2, 3.4), layout="constrained", subplot_kw={"projection": projection})[1]
+
+
+def add_note(ax: Axes, text: str, lines: int | None = None) -> None:
+    """Write what the picture cannot show between the title and the axes, in room for so many lines (None: its own)."""
+    lines = text.count("\n") + 1 if lines is None and text else lines or 0
+    if not lines:
+        return
+    ax.set_title(ax.get_title(), pad=5 + 10 * lines)
+    ax.annotate(text, (0.5, 1), (0, 3), "axes fraction", "offset points", size=7.5, color="0.3", ha="center")
+
+
+def join_notes(*notes: str) -> str:
+    """One line for each note that is not empty."""
+    return "\n".join(filter(None, notes))
+
+
+def number(value: float) -> str:
+    r"""A short label: ``0.05``, ``300``, ``$3\times10^{5}$``."""
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.4g}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    mantissa = f"{float(mantissa):g}"
+    power = f"10^{{{int(exponent)}}}"
+    return f"${power}$" if mantissa == "1" else f"${mantissa}\\times{power}$"
+
+
+def count_note(mask: np.ndarray, what: str) -> str:
+    """``3 of 625 points not finite``, or nothing when there are none."""
+    count = int(np.count_nonzero(mask))
+    return f"{count} of {mask.size} points {what}" if count else ""
+
+
+def save(picture: Axes | Figure, path: str | Path, *, dpi: int = 200) -> Path:
+    """Write a picture; the text of vector formats stays text.
+
+    Args:
+        picture: A figure, or axes of it.
+        path: The file; its suffix is the format (``.pdf``, ``.svg``, ``.png``). Missing folders are made.
+        dpi: Dots per inch of pixel formats.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # TrueType in PDF, not the Type 3 outlines that some journals refuse.
+    with mpl.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}):
+        picture.figure.figure.savefig(path, dpi=dpi)  # from axes or a subfigure up to the whole figure
+    return path

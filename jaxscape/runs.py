@@ -1,0 +1,223 @@
+"""A training run on disk: read one back as params, loss, data and checkpoints; keep its checkpoints.
+
+``RUN/config.json`` rebuilds everything, ``RUN/metrics.csv`` has a row for each epoch, ``RUN/checkpoints`` (orbax) has
+the weights and batch statistics from the initialization (epoch 0) to the end.
+"""
+
+import csv
+import importlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxscape import trees
+from jaxscape.datasets import Split, load
+from jaxscape.types import LossFn, Params
+
+CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.csv", "checkpoints"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or interrupted training run, ready for every jaxscape call.
+
+    >>> surface(run.params, run.loss_fn, run.data)  # doctest: +SKIP
+
+    Attributes:
+        path: The run's folder.
+        config: What it was trained with.
+        params: The weights of its last checkpoint, a dict of dicts of arrays; batch statistics are not among them.
+        batch_stats: The running statistics of batch norm of its last checkpoint, in dicts of the same form.
+        loss_fn: ``loss_fn(params, batch)`` -> ``{"loss", "accuracy"}`` of each example, in evaluation mode. Leaves
+            that ``params`` lacks are those of the last checkpoint: so the statistics stay fixed under
+            ``surface(run.params, ...)``, and take part under ``interpolate(run.variables, other.variables, ...)``.
+        data: The train split.
+        test_data: The test split.
+        metrics: A record for each epoch: ``epoch``, ``lr``, ``train_loss``, ``train_error`` (percent), ...
+        checkpoints: The params of every checkpoint, in order, read when they are asked for.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    params: Params
+    batch_stats: Params
+    loss_fn: LossFn
+    data: Split
+    test_data: Split
+    metrics: list[dict[str, float]]
+    checkpoints: "Checkpoints"
+
+    @property
+    def variables(self) -> Params:
+        """Weights and batch statistics in one pytree."""
+        return trees.overlay(self.params, self.batch_stats)
+
+
+class Checkpoints(Sequence[Params]):
+    """The params of a run's checkpoints, read from disk one at a time.
+
+    Attributes:
+        epochs: The epoch of each.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.epochs: tuple[int, ...] = tuple(checkpoint_manager(path).all_steps()) if path.exists() else ()
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.variables(index)["params"]
+
+    def __iter__(self) -> Iterator[Params]:
+        return (self[i] for i in range(len(self)))
+
+    def variables(self, index: int) -> dict[str, Params]:
+        """``{"params": ..., "batch_stats": ...}`` of one checkpoint."""
+        import orbax.checkpoint as ocp
+
+        args = ocp.args.Composite(variables=ocp.args.StandardRestore())
+        restored = checkpoint_manager(self.path).restore(self.epochs[index], args=args)
+        return jax.tree.map(jnp.asarray, restored["variables"])
+
+
+def checkpoint_manager(path: Path) -> Any:
+    """The orbax manager of a folder of checkpoints: ``variables`` to look at, ``optimizer`` to go on training."""
+    import orbax.checkpoint as ocp
+
+    return ocp.CheckpointManager(path.absolute(), item_names=("variables", "optimizer"))
+
+
+def classification_loss(graphdef: Any, variables: Params) -> LossFn:
+    """Cross-entropy and accuracy of an NNX classifier, in evaluation mode.
+
+    Args:
+        graphdef: Of the module, as ``nnx.split`` gives it.
+        variables: A dict of all its arrays; those in ``params`` come before them.
+
+    Returns:
+        ``loss_fn(params, batch)`` with ``batch = (images, labels)``; ``params`` holds any part of the variables.
+    """
+    from flax import nnx
+
+    def loss_fn(params: Params, batch: Any) -> dict[str, jax.Array]:
+        images, labels = batch
+        logits = nnx.merge(graphdef, trees.overlay(variables, params))(images)
+        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
+        return {"loss": losses, "accuracy": jnp.argmax(logits, axis=-1) == labels}
+
+    return loss_fn
+
+
+def build_model(config: Mapping[str, Any], train: Split) -> Any:
+    """The network of a config, initialized, for the images and classes of a data set.
+
+    Args:
+        config: With ``arch``, ``noshort`` and ``seed``.
+        train: The train split.
+
+    Returns:
+        An NNX module.
+
+    Raises:
+        ImportError: The folder ``models`` of the project is not on the path.
+    """
+    try:
+        models = importlib.import_module("models")
+    except ImportError as error:
+        message = "runs need the project's `models` folder and flax: install the project with `pip install -e .[train]`"
+        raise ImportError(f"{message} ({error})") from error
+    return models.create(
+        config["arch"],
+        shortcuts=not config["noshort"],
+        num_classes=int(train.labels.max()) + 1,
+        image_shape=train.images.shape[1:],
+        seed=config["seed"],
+    )
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a training run.
+
+    >>> run = load_run("runs/resnet20")  # doctest: +SKIP
+    >>> result = surface(run.params, run.loss_fn, run.data)  # doctest: +SKIP
+
+    Args:
+        path: The run's folder, made by ``train.py``.
+
+    Returns:
+        The run at its last checkpoint.
+
+    Raises:
+        ValueError: The folder is no run, has no complete checkpoint, or its checkpoint is of another architecture
+            than its config says.
+        FileNotFoundError: There is no such folder.
+        ImportError: flax, orbax or the project's ``models`` are not installed.
+    """
+    from flax import nnx
+
+    path = Path(path)
+    config = read_config(path)
+    checkpoints = Checkpoints(path / CHECKPOINTS)
+    if not checkpoints:
+        raise ValueError(
+            f"{path} has no complete checkpoint: its training stopped early. Go on with "
+            f"`python train.py --resume` and the same options, or name another run."
+        )
+    train, test = load(config["dataset"], config.get("data_dir"))
+    graphdef, *expected = nnx.split(build_model(config, train), nnx.Param, nnx.BatchStat)
+    found = checkpoints.variables(-1)
+    try:
+        params, stats = (
+            trees.like(nnx.to_pure_dict(state), found[name], name) if state else {}
+            for name, state in zip(("params", "batch_stats"), expected, strict=True)
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{path} holds a checkpoint of another architecture than its {CONFIG} says ({config['arch']}"
+            f"{', noshort' if config['noshort'] else ''}): {error}"
+        ) from error
+    loss_fn = classification_loss(graphdef, trees.overlay(params, stats))
+    return Run(path, config, params, stats, loss_fn, train, test, read_metrics(path), checkpoints)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The options that a run was trained with.
+
+    Args:
+        path: The run's folder.
+
+    Returns:
+        The contents of its ``config.json``.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: The file is missing or not readable.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"run folder {path} not found; `python train.py --out {path}` makes it.")
+    try:
+        config = json.loads((path / CONFIG).read_text())
+        missing = [name for name in ("arch", "noshort", "dataset", "seed") if name not in config]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no run: its {CONFIG} is missing or broken ({error}).") from error
+    if missing:
+        raise ValueError(f"{path} is no run: its {CONFIG} lacks {', '.join(missing)}.")
+    return config
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """A record for each epoch of a run; empty before the first one is over."""
+    if not (path / METRICS).exists():
+        return []
+    with open(path / METRICS, newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return [row | {"epoch": int(row["epoch"])} for row in rows]

@@ -1,0 +1,60 @@
+"""Small problems that the tests share: a plain-dict ReLU network, its data and an independent reference."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def mlp_params(widths=(5, 7, 4), seed=0, dtype=jnp.float64):
+    keys = jax.random.split(jax.random.key(seed), len(widths))
+    return {
+        f"layer{i}": {
+            "kernel": jax.random.normal(keys[i], (a, b), dtype) / a**0.5,
+            "bias": 0.1 * jnp.arange(b, dtype=dtype),
+        }
+        for i, (a, b) in enumerate(itertools.pairwise(widths))
+    }
+
+
+def mlp_apply(params, x):
+    for i in range(len(params)):
+        x = x @ params[f"layer{i}"]["kernel"] + params[f"layer{i}"]["bias"]
+        x = jax.nn.relu(x) if i + 1 < len(params) else x
+    return x
+
+
+def cross_entropy(logits, labels):
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+
+
+def mlp_loss(params, batch):
+    x, labels = batch
+    logits = mlp_apply(params, x)
+    return {"loss": cross_entropy(logits, labels), "accuracy": jnp.argmax(logits, -1) == labels}
+
+
+def classification_data(examples=23, features=5, classes=4, seed=1):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(examples, features)), rng.integers(0, classes, examples)
+
+
+def loop_reference(params, directions, grid, data, metric="loss"):
+    """The surface by Python loops over points and examples, in NumPy, through none of the engine."""
+    params = jax.tree.map(np.asarray, params)
+    directions = [jax.tree.map(np.asarray, d) for d in directions]
+    out = np.empty(grid.shape)
+    for index in np.ndindex(*grid.shape):
+        point = params
+        for axis, direction, i in zip(grid.axes, directions, index, strict=True):
+            point = jax.tree.map(lambda p, d, c=axis[i]: p + c * d, point, direction)
+        out[index] = np.mean([_example(point, x, y)[metric] for x, y in zip(*data, strict=True)])
+    return out
+
+
+def _example(params, x, label):
+    for i in range(len(params)):
+        x = x @ params[f"layer{i}"]["kernel"] + params[f"layer{i}"]["bias"]
+        x = np.maximum(x, 0) if i + 1 < len(params) else x
+    return {"loss": np.log(np.sum(np.exp(x - x.max()))) + x.max() - x[label], "accuracy": np.argmax(x) == label}

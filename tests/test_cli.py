@@ -1,0 +1,261 @@
+"""The command line on a stand-in for a trained run: what it computes, writes, prints and refuses."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import xarray as xr
+
+import jaxscape as js
+from jaxscape import cli
+
+
+class Split(NamedTuple):
+    images: jax.Array
+    labels: jax.Array
+
+
+def split(seed, examples):
+    key = jax.random.key(seed)
+    return Split(jax.random.normal(key, (examples, 3)), jax.random.randint(key, (examples,), 0, 2))
+
+
+def loss_fn(params, batch):
+    logits = jnp.tanh(batch[0] @ params["hidden"]) @ params["out"] + params["bias"]
+    loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch[1][:, None], axis=1)[:, 0]
+    return {"loss": loss, "accuracy": (logits.argmax(-1) == batch[1]).astype(loss.dtype)}
+
+
+PARAMS = {
+    "hidden": jax.random.normal(jax.random.key(0), (3, 5)),
+    "out": jax.random.normal(jax.random.key(1), (5, 2)),
+    "bias": jnp.zeros(2),
+}
+METRICS = [
+    {"epoch": 1, "lr": 0.1, "train_loss": 0.9, "train_error": 50.0, "test_loss": 1.0, "test_error": 52.0},
+    {"epoch": 2, "lr": 0.1, "train_loss": 0.25, "train_error": 12.5, "test_loss": 0.5, "test_error": 20.0},
+]
+
+
+def fake_load_run(path):
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is no run")
+    config = {"arch": "mlp", "noshort": path.name == "plain"}
+    return SimpleNamespace(
+        params=PARAMS,
+        loss_fn=loss_fn,
+        data=split(2, 21),
+        test_data=split(3, 9),
+        config=config,
+        metrics=METRICS,
+        path=path,
+    )
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jaxscape.runs", SimpleNamespace(load_run=fake_load_run))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    yield folder
+    assert not plt.get_fignums()  # the command closes what it draws
+
+
+def read(path):
+    return xr.open_zarr(path, consolidated=False).load()
+
+
+def is_png(path):
+    return path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_surface_is_that_of_the_library(run, capsys):
+    options = ["--points", "5x4", "--range", "-0.5", "1", "--seed", "7", "--norm", "layer", "--ignore", "none"]
+    assert cli.main(["surface", str(run), *options, "--split", "test", "--batch-size", "4"]) == 0
+    result = read(run / "surface.zarr")
+    expected = js.surface(
+        PARAMS,
+        loss_fn,
+        split(3, 9),
+        directions=js.random_directions(7, PARAMS, norm="layer", ignore=None),
+        grid=js.Grid.plane((-0.5, 1, 5), (-0.5, 1, 4)),
+    )
+    np.testing.assert_allclose(result.loss, expected.loss, rtol=1e-6)
+    np.testing.assert_array_equal(result.alpha, expected.alpha)
+    np.testing.assert_array_equal(result.beta, expected.beta)
+    assert result.attrs["title"] == "mlp, test"
+    assert is_png(run / "surface_contour.png")
+    assert is_png(run / "surface_3d.png")
+    *files, summary = capsys.readouterr().out.splitlines()
+    assert files == [str(run / name) for name in ("surface.zarr", "surface_contour.png", "surface_3d.png")]
+    assert summary.startswith("20 points in ")
+    assert summary.endswith(f"center loss {expected.attrs['center_loss']:.4g}, 0 points not finite")
+
+
+def test_surface_defaults_are_filter_normalized_train_data(run, tmp_path):
+    out = tmp_path / "elsewhere" / "small.zarr"
+    assert cli.main(["surface", str(run), "--points", "3", "--out", str(out)]) == 0
+    expected = js.surface(PARAMS, loss_fn, split(2, 21), grid=js.Grid.plane((-1, 1, 3), (-1, 1, 3)))
+    np.testing.assert_allclose(read(out).loss, expected.loss, rtol=1e-6)
+    assert read(out).attrs["norm"] == "filter"
+    assert is_png(out.with_name("small_contour.png"))
+
+
+def test_an_earlier_result_is_replaced_only_by_a_complete_one(run, monkeypatch, capsys):
+    small = ["surface", str(run), "--points"]
+    assert cli.main([*small, "2"]) == 0
+    assert cli.main([*small, "3"]) == 0
+    assert read(run / "surface.zarr").sizes == {"alpha": 3, "beta": 3}
+
+    def full_disk(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(xr.Dataset, "to_zarr", full_disk)
+        assert cli.main([*small, "4"]) == 2
+    assert "error: No space left" in capsys.readouterr().err
+    assert read(run / "surface.zarr").sizes == {"alpha": 3, "beta": 3}
+    assert sorted(path.name for path in run.iterdir()) == ["surface.zarr", "surface_3d.png", "surface_contour.png"]
+
+
+def test_line_evaluates_train_and_test_along_one_direction(run, capsys):
+    assert cli.main(["line", str(run), "--points", "5", "--seed", "3"]) == 0
+    directions = js.random_directions(3, PARAMS, num=1)
+    for name, data in (("train", split(2, 21)), ("test", split(3, 9))):
+        result = read(run / f"line_{name}.zarr")
+        expected = js.surface(PARAMS, loss_fn, data, directions=directions, grid=js.Grid.line(-1, 1, 5))
+        np.testing.assert_allclose(result.loss, expected.loss, rtol=1e-6)
+        assert result.attrs["split"] == name
+    assert is_png(run / "line.png")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("test: 5 points in ")
+
+
+def test_plot_draws_one_and_compares_several(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    one, two = run / "one.zarr", run / "two.zarr"
+    for seed, out in enumerate((one, two)):
+        assert cli.main(["surface", str(run), "--points", "3", "--seed", str(seed), "--out", str(out)]) == 0
+    assert cli.main(["line", str(run), "--points", "3"]) == 0
+    lines = [str(run / f"line_{name}.zarr") for name in ("train", "test")]
+    capsys.readouterr()
+
+    assert cli.main(["plot", str(one)]) == 0
+    assert cli.main(["plot", str(one), "--kind", "surface3d", "--metric", "accuracy", "--out", "a.pdf"]) == 0
+    assert cli.main(["plot", lines[0], "--no-log"]) == 0
+    assert cli.main(["plot", str(one), str(two), "--log", "--loss-max", "50", "--titles", "first", "second"]) == 0
+    assert cli.main(["plot", *lines, "--out", "lines.png"]) == 0
+    drawn = capsys.readouterr().out.splitlines()
+    assert drawn == [
+        str(run / "one_contour.png"),
+        "a.pdf",
+        str(run / "line_train_line.png"),
+        "compare_contour.png",
+        "lines.png",
+    ]
+    assert all(Path(path).stat().st_size > 1000 for path in drawn)
+
+
+def test_plot_passes_titles_and_options_on(run, monkeypatch):
+    monkeypatch.chdir(run)
+    out = run / "one.zarr"
+    assert cli.main(["surface", str(run), "--points", "3", "--out", str(out)]) == 0
+    calls = []
+
+    def compare(results, kind, **options):
+        calls.append((list(results), kind, options))
+        return plt.figure()
+
+    monkeypatch.setattr(js.plot, "compare", compare)
+    other = run / "other.zarr"
+    read(out).assign_attrs(title="other").to_zarr(other, consolidated=False)
+    assert cli.main(["plot", str(out), str(other), "--kind", "contourf", "--no-log", "--loss-max", "3"]) == 0
+    assert cli.main(["plot", str(out), str(out), "--titles", "a", "b"]) == 0
+    assert calls[0] == (["mlp, train", "other"], "contourf", {"metric": "loss", "log": False, "loss_max": 3.0})
+    assert calls[1][0] == ["a", "b"]
+
+
+def test_report_is_a_table_with_the_pictures(run, capsys):
+    plain = run.with_name("plain")
+    plain.mkdir()
+    (run / "line.png").touch()
+    (run / "metrics.csv").touch()
+    assert cli.main(["report", str(run), str(plain)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert " ".join(lines[0].split()) == "run arch shortcuts epochs params train loss train err % test loss test err %"
+    assert lines[1].split() == ["run", "mlp", "yes", "2", "27", "0.25", "12.5", "0.5", "20"]
+    assert lines[2].split()[:3] == ["plain", "mlp", "no"]
+    assert lines[4:6] == [f"pictures in {run}:", str(run / "line.png")]
+    assert lines[-1] == "none"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["surface", "nowhere"], "nowhere is no run"),
+        (["plot", "nowhere.zarr"], "nowhere.zarr not found"),
+        (["plot", "folder"], "folder is no result"),
+        (["surface", "run", "--out", "folder"], "folder exists and is no result"),
+        (["surface", "run", "--points", "0"], "num a positive integer"),
+        (["surface", "run", "--batch-size", "0"], "batch_size"),
+        (["plot", "a.zarr", "--titles", "a", "b"], "2 titles for 1 files"),
+        (["plot", "a.zarr", "a.zarr"], "repeat; tell the pictures apart with --titles"),
+        (["plot", "a.zarr", "--metric", "lose"], "metric is 'lose', expected one of"),
+        (["plot", "a.zarr", "--kind", "line"], "expected one; draw it with js.plot.contour"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(run, monkeypatch, capsys, argv, message):
+    monkeypatch.chdir(run.parent)
+    Path("folder").mkdir()
+    result = js.surface(PARAMS, loss_fn, split(2, 21), grid=js.Grid.plane((-1, 1, 2), (-1, 1, 2)))
+    result.to_zarr("a.zarr", consolidated=False)
+    assert cli.main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("jaxscape: error: ")
+    assert message in line
+    assert list(Path("folder").iterdir()) == []
+
+
+@pytest.mark.parametrize("points", ["", "5x", "1x2x3", "five", "-3"])
+def test_points_are_one_or_two_numbers(run, capsys, points):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["surface", str(run), f"--points={points}"])
+    assert "expected e.g. 51 or 51x31" in capsys.readouterr().err
+
+
+# Devices are settled before JAX starts, so each case is a process of its own.
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        ("", "os.cpu_count()"),
+        ("jax.config.update('jax_num_cpu_devices', 3)", "3"),
+        ("os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=5'", "5"),
+        ("jax.devices()", "1"),
+    ],
+    ids=["each core", "config", "flag", "too late"],
+)
+def test_cores_become_devices_unless_told_otherwise(before, expected):
+    code = f"""
+import os, jax
+from jaxscape import cli
+{before}
+assert cli.main(["plot", "nowhere.zarr"]) == 2
+assert jax.device_count() == {expected}, jax.devices()
+"""
+    environment = {"JAX_PLATFORMS": "cpu", "PATH": "", "PYTHONPATH": str(Path(js.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_m_jaxscape():
+    root = Path(js.__file__).parents[1]
+    command = [sys.executable, "-m", "jaxscape", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
+    assert all(name in done.stdout for name in ("surface", "line", "plot", "report"))

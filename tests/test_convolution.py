@@ -1,0 +1,210 @@
+"""Rewritten convolutions against the native ones: values, gradients, Hessian-vector products; what is left alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxscape import convolution
+from jaxscape.convolution import as_matrix, as_patches, fast_convolutions
+
+RNG = np.random.default_rng(0)
+LAYOUTS = {"flax": ("NHWC", "HWIO", "NHWC"), "torch": ("NCHW", "OIHW", "NCHW"), "odd": ("HWNC", "IHWO", "CNHW")}
+SAME = ((1, 1), (1, 1))
+# Each case adds one thing to a 3x3 convolution of 2x2 pixels.
+CASES = {
+    "plain": {},
+    "one pixel": {"space": (1, 1)},
+    "one tap": {"taps": (1, 1), "padding": ((0, 0), (0, 0))},
+    "uneven": {"space": (3, 2), "taps": (2, 3), "padding": ((0, 2), (2, 1))},
+    "stride": {"space": (4, 5), "strides": (2, 1)},
+    "negative padding": {"space": (4, 5), "padding": ((-1, 2), (1, -1))},
+    "dilated kernel": {"space": (4, 5), "rhs_dilation": (2, 1), "padding": ((2, 2), (1, 1))},
+    "dilated image": {"lhs_dilation": (2, 3), "padding": ((2, 2), (1, 1))},
+    "groups": {"groups": 2},
+    "torch layout": {"layout": "torch"},
+    "odd layout": {"layout": "odd", "space": (3, 2)},
+    "float32": {"dtype": np.float32},
+    "bfloat16": {"dtype": jnp.bfloat16},
+}
+
+
+def problem(
+    space=(2, 2),
+    taps=(3, 3),
+    strides=(1, 1),
+    padding=SAME,
+    lhs_dilation=(1, 1),
+    rhs_dilation=(1, 1),
+    groups=1,
+    layout="flax",
+    dtype=np.float64,
+):
+    sizes = {"N": 2, "C": 2 * groups, "I": 2, "O": 3 * groups}
+    x_spec, k_spec, _ = LAYOUTS[layout]
+    image = sizes | dict(zip("HW", space, strict=True))
+    kernel = sizes | dict(zip("HW", taps, strict=True))
+    x = jnp.asarray(RNG.normal(size=[image[c] for c in x_spec]), dtype)
+    k = jnp.asarray(RNG.normal(size=[kernel[c] for c in k_spec]), dtype)
+
+    def fun(x, k):
+        numbers = LAYOUTS[layout]
+        return lax.conv_general_dilated(
+            x, k, strides, padding, lhs_dilation, rhs_dilation, numbers, feature_group_count=groups
+        )
+
+    return fun, x, k
+
+
+def scalar(fun):
+    return lambda x, k: jnp.sum(jnp.sin(fun(x, k)))
+
+
+@pytest.fixture(params=[as_matrix, as_patches], ids=["matrix", "patches"])
+def always(request, monkeypatch):
+    """Every convolution in this form, but for those of gradients of groups, which have none."""
+
+    def form(eqn, in_loop):
+        return request.param if eqn.params["batch_group_count"] == 1 else None
+
+    monkeypatch.setattr(convolution, "_form", form)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.usefixtures("always")
+def test_values_gradients_and_hessian_vector_products(case):
+    fun, x, k = problem(**case)
+    tolerance = {
+        "rtol": {2: 5e-2, 4: 1e-4, 8: 1e-10}[x.dtype.itemsize],
+        "atol": {2: 5e-2, 4: 1e-5, 8: 1e-12}[x.dtype.itemsize],
+    }
+    fast = fast_convolutions(fun, backend="cpu")
+    assert not has_convolution(fast, x, k)
+    one, other = fun(x, k), fast(x, k)
+    assert one.dtype == other.dtype
+    as64 = lambda tree: jax.tree.map(lambda a: np.asarray(a, np.float64), tree)  # noqa: E731
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), as64(other), as64(one))
+
+    def products(f):
+        gradient = jax.grad(scalar(f), (0, 1))
+        return gradient(x, k), jax.jvp(gradient, (x, k), (jnp.cos(x), jnp.sin(k)))[1]
+
+    for found in (products(fast), jax.tree.map(lambda a: a, fast_convolutions(lambda: products(fun), backend="cpu")())):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), as64(found), as64(products(fun)))
+
+
+def has_convolution(fun, *args):
+    return "conv_general_dilated" in str(jax.make_jaxpr(fun)(*args))
+
+
+def small(x, k):
+    return lax.conv_general_dilated(x, k, (1, 1), SAME, dimension_numbers=LAYOUTS["flax"])
+
+
+X, K = jnp.asarray(RNG.normal(size=(4, 2, 2, 3))), jnp.asarray(RNG.normal(size=(3, 3, 3, 3)))
+
+
+@jax.custom_jvp
+def with_jvp(x, k):
+    return small(x, k)
+
+
+@with_jvp.defjvp
+def _(primals, tangents):
+    return with_jvp(*primals), 7 * tangents[0]  # no true derivative: it must survive
+
+
+@jax.custom_vjp
+def with_vjp(x, k):
+    return small(x, k)
+
+
+with_vjp.defvjp(lambda x, k: (small(x, k), k), lambda k, g: (7 * g, 0 * k))
+
+
+def looped(x, k):
+    return lax.scan(lambda x, _: (small(x, k), None), x, length=3)[0]
+
+
+def while_looped(x, k):
+    return lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, small(c[1], k)), (0, x))[1]
+
+
+def branching(x, k):
+    return lax.cond(x.sum() > 0, lambda: small(x, k), lambda: small(x, 2 * k))
+
+
+WRAPPED = {
+    "jit": jax.jit(small),
+    "nested jit": jax.jit(lambda x, k: jax.jit(small)(x, k)),
+    "scan": looped,
+    "while": while_looped,
+    "cond": branching,
+    "checkpoint": jax.checkpoint(small),
+    "custom_jvp": with_jvp,
+    "custom_vjp": with_vjp,
+    "vmap": jax.vmap(small, in_axes=(None, 0)),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_it_reaches_through(name):
+    fun = WRAPPED[name]
+    k = jnp.stack([K, 2 * K]) if name == "vmap" else K
+    fast = fast_convolutions(fun, backend="cpu")
+    np.testing.assert_allclose(fast(X, k), fun(X, k), rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(fast)(X, k), fun(X, k), rtol=1e-12)
+    assert not has_convolution(fast, X, k)
+    if name != "while":  # has no reverse mode
+        for one, other in zip(jax.grad(scalar(fast), (0, 1))(X, k), jax.grad(scalar(fun), (0, 1))(X, k), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_in_a_loop_large_images_are_patches_and_gradients_too():
+    x = jnp.asarray(RNG.normal(size=(2, 9, 9, 3)))
+    assert has_convolution(fast_convolutions(small, backend="cpu"), x, K)
+    assert not has_convolution(fast_convolutions(looped, backend="cpu"), x, K)
+    gradient = jax.grad(scalar(looped), 1)
+    fast = fast_convolutions(gradient, backend="cpu")
+    assert not has_convolution(fast, x, K)
+    np.testing.assert_allclose(fast(x, K), gradient(x, K), rtol=1e-10)
+
+
+def test_vmap_over_kernels_after_the_rewrite():
+    kernels = jnp.stack([K, 2 * K, -K])
+    fast = jax.vmap(fast_convolutions(small, backend="cpu"), in_axes=(None, 0))
+    np.testing.assert_allclose(fast(X, kernels), jnp.stack([small(X, k) for k in kernels]), rtol=1e-12)
+
+
+def test_what_is_not_known_to_be_faster_is_left_alone():
+    large = jnp.ones((2, 8, 8, 3))
+    assert has_convolution(fast_convolutions(small, backend="cpu"), large, K)
+    assert has_convolution(fast_convolutions(small, backend="gpu"), X, K)
+    assert has_convolution(fast_convolutions(small, backend="cpu"), X.astype(int), K.astype(int))
+
+    def batch_groups(x, k):
+        return lax.conv_general_dilated(x, k, (1, 1), SAME, dimension_numbers=LAYOUTS["flax"], batch_group_count=2)
+
+    k = jnp.ones((3, 3, 3, 4))
+    np.testing.assert_array_equal(fast_convolutions(batch_groups, backend="cpu")(X, k), batch_groups(X, k))
+
+
+def test_pytrees_keywords_and_closures():
+    shift = jnp.ones(3)
+
+    def fun(inputs, *, scale):
+        return {"y": small(*inputs) * scale + shift, "n": 3}
+
+    out = fast_convolutions(fun, backend="cpu")((X, K), scale=2.0)
+    np.testing.assert_allclose(out["y"], 2 * small(X, K) + 1, rtol=1e-12)
+    assert out["n"] == 3
+
+
+def test_functions_without_convolutions_are_the_same():
+    def fun(x):
+        return jax.nn.relu(x) @ x.T
+
+    assert str(jax.make_jaxpr(fast_convolutions(fun, backend="cpu"))(jnp.ones((3, 3)))) == str(
+        jax.make_jaxpr(fun)(jnp.ones((3, 3)))
+    )

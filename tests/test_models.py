@@ -1,0 +1,83 @@
+"""The networks: sizes as the paper's authors have them, initialization, shapes, batch statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import models
+from models.resnet import num_params
+
+# Trainable parameters for 32x32x3 images and 10 classes, by arithmetic from the original definitions.
+COUNTS = {
+    ("resnet20", True): 272_474,
+    ("resnet20", False): 269_722,
+    ("resnet32", True): 466_906,
+    ("resnet32", False): 464_154,
+    ("resnet44", True): 661_338,
+    ("resnet44", False): 658_586,
+    ("resnet56", True): 855_770,
+    ("resnet56", False): 853_018,
+    ("resnet110", True): 1_730_714,
+    ("resnet110", False): 1_727_962,
+}
+
+
+@pytest.mark.parametrize(("name", "shortcuts"), COUNTS)
+def test_parameter_counts(name, shortcuts):
+    abstract = nnx.eval_shape(lambda: models.create(name, shortcuts=shortcuts))
+    assert num_params(abstract) == COUNTS[name, shortcuts]
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (5, 7, 3), (1, 1, 2)])
+def test_any_image_size_and_channels(shape):
+    model = models.create("resnet20", num_classes=3, image_shape=shape)
+    assert model(jnp.ones((2, *shape))).shape == (2, 3)
+
+
+def test_without_shortcuts_nothing_goes_around():
+    model = models.create("resnet20", shortcuts=False, image_shape=(4, 4, 1))
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(nnx.state(model))]
+    assert not any("shortcut" in path for path in paths)
+    block = model.stage1_block1
+    block.norm2.scale[...] = jnp.zeros(16, jnp.float32)  # the residual branch is cut
+    assert not np.any(block(jnp.ones((1, 4, 4, 16)), False))
+    with_shortcuts = models.create("resnet20", image_shape=(4, 4, 1)).stage1_block1
+    with_shortcuts.norm2.scale[...] = jnp.zeros(16, jnp.float32)
+    np.testing.assert_array_equal(with_shortcuts(jnp.ones((1, 4, 4, 16)), False), jnp.ones((1, 4, 4, 16)))
+
+
+def test_initialization():
+    model = models.create("resnet20")
+    kernel = np.asarray(model.stage3_block2.conv1.kernel[...])  # 3x3x64x64
+    assert abs(kernel.std() / np.sqrt(2 / (9 * 64)) - 1) < 0.02
+    assert np.abs(kernel).max() > 3 * kernel.std()  # not truncated at 2
+    assert abs(np.asarray(model.head.kernel[...]).std() / 1e-3 - 1) < 0.1
+    assert not np.any(model.head.bias[...])
+    other = models.create("resnet20", seed=1).head.kernel[...]
+    assert not np.array_equal(model.head.kernel[...], other)
+
+
+def test_statistics_move_in_training_only():
+    model = models.create("resnet20", image_shape=(4, 4, 1))
+    before = jax.tree.map(jnp.copy, nnx.state(model, nnx.BatchStat))
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4, 4, 1)), jnp.float32)
+    model(images)
+    jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model, nnx.BatchStat))
+    model(images, train=True)
+    stem = model.conv(images)
+    np.testing.assert_allclose(model.norm.mean[...], 0.1 * stem.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"name": "resnet21"}, "arch is 'resnet21', expected one of resnet20, resnet32"),
+        ({"name": "resnet20", "image_shape": (8, 8)}, r"image_shape is \(8, 8\), expected \(height, width, channels\)"),
+        ({"name": "resnet20", "num_classes": 1}, "num_classes is 1, expected at least 2"),
+    ],
+)
+def test_mistakes(options, match):
+    with pytest.raises(ValueError, match=match):
+        models.create(**options)

@@ -1,0 +1,286 @@
+"""The surface against plain loops, and the laws it must obey."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+import jaxscape as js
+from jaxscape import engine
+from tests.problems import classification_data, cross_entropy, loop_reference, mlp_apply, mlp_loss, mlp_params
+
+PARAMS, DATA = mlp_params(), classification_data()
+GRID = js.Grid((np.array([-1.0, 0.25, 0.5]), np.array([0.0, 2.0])))  # 3x2, uneven, starting at 0
+DIRECTIONS = js.random_directions(0, PARAMS)
+
+
+def devices(num):
+    return Mesh(np.array(jax.devices()[:num]), ("points",))
+
+
+def plane(**options):
+    return js.surface(PARAMS, mlp_loss, DATA, **{"directions": DIRECTIONS, "grid": GRID, "progress": False} | options)
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+@pytest.mark.parametrize(
+    "grid",
+    [
+        js.Grid.line(-1, 1, 5),
+        GRID,
+        js.Grid((np.array([3.0, -1.0]), np.array([0.0]), np.array([-0.5, 0.5, 0.7]))),  # descending; one point; 3 axes
+    ],
+    ids=["line", "plane", "volume"],
+)
+def test_equals_a_double_loop(grid, metric):
+    directions = js.random_directions(3, PARAMS, num=len(grid.axes))
+    ds = js.surface(PARAMS, mlp_loss, DATA, directions=directions, grid=grid, batch_size=8, progress=False)
+    assert ds[metric].dims == grid.names
+    assert ds[metric].shape == grid.shape
+    np.testing.assert_allclose(ds[metric], loop_reference(PARAMS, directions, grid, DATA, metric), rtol=1e-10)
+    for name, axis in zip(grid.names, grid.axes, strict=True):
+        np.testing.assert_array_equal(ds[name], axis)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 22, 23, 1000])
+def test_batch_size_does_not_matter(batch_size):
+    whole = plane(batch_size=23)
+    ds = plane(batch_size=batch_size)
+    np.testing.assert_allclose(ds.loss, whole.loss, rtol=1e-12)
+    np.testing.assert_allclose(ds.loss_stderr, whole.loss_stderr, rtol=1e-12)
+
+
+@pytest.mark.parametrize("num_points", [1, 7, 8, 41])
+def test_one_device_equals_eight(num_points):
+    grid = js.Grid.line(-1, 1, num_points)
+    one, eight = (plane(grid=grid, directions=DIRECTIONS[:1], mesh=devices(n)) for n in (1, 8))
+    np.testing.assert_array_equal(one.loss, eight.loss)
+    assert (one.attrs["num_devices"], eight.attrs["num_devices"]) == (1, 8)
+
+
+def test_all_local_devices_by_default():
+    assert plane().attrs["num_devices"] == jax.local_device_count() == 8
+
+
+def test_swapping_the_directions_transposes():
+    swapped = plane(directions=js.Directions.stack([DIRECTIONS[1], DIRECTIONS[0]]), grid=js.Grid(GRID.axes[::-1]))
+    np.testing.assert_allclose(swapped.loss, plane().loss.T, rtol=1e-12)
+
+
+def test_example_order_does_not_matter():
+    order = np.random.default_rng(0).permutation(23)
+    shuffled = js.surface(
+        PARAMS, mlp_loss, tuple(x[order] for x in DATA), directions=DIRECTIONS, grid=GRID, progress=False
+    )
+    np.testing.assert_allclose(shuffled.loss, plane().loss, rtol=1e-12)
+
+
+def test_error_bars_are_those_of_the_mean():
+    losses = np.asarray(mlp_loss(PARAMS, DATA)["loss"])
+    ds = plane(grid=js.Grid.plane((0, 1, 2), (0, 1, 2)), batch_size=5)
+    np.testing.assert_allclose(ds.loss_stderr[0, 0], losses.std(ddof=1) / np.sqrt(23), rtol=1e-12)
+    assert (ds.num_examples == 23).all()
+
+
+def test_scalar_loss_is_a_batch_mean_without_error_bars():
+    def batch_mean(params, batch):
+        return jnp.mean(mlp_loss(params, batch)["loss"])
+
+    ds = js.surface(PARAMS, batch_mean, DATA, directions=DIRECTIONS, grid=GRID, batch_size=8, progress=False)
+    np.testing.assert_allclose(ds.loss, plane().loss, rtol=1e-12)  # the ragged batch of 7 is weighted by 7
+    assert "loss_stderr" not in ds
+
+
+def test_vector_loss_without_a_dict():
+    ds = js.surface(PARAMS, lambda p, b: mlp_loss(p, b)["loss"], DATA, directions=DIRECTIONS, grid=GRID, progress=False)
+    np.testing.assert_allclose(ds.loss, plane().loss, rtol=1e-12)
+    assert set(ds) == {"loss", "loss_stderr", "num_examples"}
+
+
+def test_nonfinite_losses_are_stored_and_counted():
+    def loss(p, x):
+        return jnp.log(p) * x
+
+    grid = js.Grid((np.array([-1.0, 0.0, 1.0]),))
+    direction = jnp.ones(())
+    ds = js.surface(jnp.zeros(()), loss, np.ones(5), directions=direction, grid=grid, batch_size=2, progress=False)
+    np.testing.assert_array_equal(ds.loss, [np.nan, -np.inf, 0.0])
+    assert ds.attrs["nonfinite_points"] == 2
+
+
+def test_error_bars_of_huge_float32_losses_do_not_overflow():
+    data = np.array([1e30, 3e30], np.float32)
+    ds = js.surface(jnp.float32(1), lambda p, x: p * x, data, directions=jnp.float32(1), grid=js.Grid(([0.0],)))
+    np.testing.assert_allclose(ds.loss_stderr, [1e30], rtol=1e-6)
+
+
+def test_default_directions_and_grids():
+    line = js.surface(PARAMS, mlp_loss, DATA, directions=DIRECTIONS[0], progress=False)
+    assert dict(line.sizes) == {"alpha": 401}
+    ds = js.surface(PARAMS, mlp_loss, DATA, seed=0, grid=GRID, progress=False)
+    np.testing.assert_array_equal(ds.loss, plane().loss)
+    assert ds.attrs["seed"] == 0
+    assert dict(js.surface(PARAMS, mlp_loss, DATA, progress=False).sizes) == {"alpha": 51, "beta": 51}
+
+
+def test_attrs_say_how_it_was_made():
+    attrs = plane().attrs
+    np.testing.assert_allclose(attrs["center_loss"], np.mean(mlp_loss(PARAMS, DATA)["loss"]), rtol=1e-12)
+    assert attrs["norm"] == "filter"
+    assert attrs["ignore"] == "bias_norm"
+    assert attrs["num_params"] == 5 * 7 + 7 + 7 * 4 + 4
+    assert attrs["fingerprint"] == plane().attrs["fingerprint"]
+    assert attrs["fingerprint"] != plane(directions=js.random_directions(1, PARAMS)).attrs["fingerprint"]
+    assert {"seconds", "created", "jax_version", "jaxscape_version", "dtype", "batch_size"} <= set(attrs)
+
+
+def test_results_survive_a_file(tmp_path):
+    import xarray as xr
+
+    ds = plane()
+    ds.to_zarr(tmp_path / "surface.zarr", consolidated=False)
+    xr.testing.assert_identical(xr.open_zarr(tmp_path / "surface.zarr", consolidated=False).load(), ds)
+
+
+def test_interpolation_joins_all_leaves():
+    a, b = mlp_params(seed=0), mlp_params(seed=9)
+    ds = js.interpolate(a, b, mlp_loss, DATA, grid=js.Grid.line(0, 1, 3), progress=False)
+    for i, point in enumerate([a, jax.tree.map(lambda x, y: (x + y) / 2, a, b), b]):
+        np.testing.assert_allclose(ds.loss[i], np.mean(mlp_loss(point, DATA)["loss"]), rtol=1e-12)
+
+
+def scale_two_layers(params, c):
+    """The same function for a ReLU network: its first layer times c, its second over c."""
+    first = jax.tree.map(lambda x: c * x, params["layer0"])
+    second = {"kernel": params["layer1"]["kernel"] / c, "bias": params["layer1"]["bias"]}
+    return {"layer0": first, "layer1": second}
+
+
+@pytest.mark.parametrize(("norm", "same"), [("filter", True), ("layer", True), (None, False)])
+def test_scale_invariance_of_filter_normalization(norm, same):
+    grid = js.Grid.line(-1, 1, 9)
+    curves = []
+    for params in (PARAMS, scale_two_layers(PARAMS, 10.0)):
+        directions = js.random_directions(0, params, num=1, norm=norm)
+        curves.append(js.surface(params, mlp_loss, DATA, directions=directions, grid=grid, progress=False).loss)
+    assert np.allclose(*curves, rtol=1e-10) == same
+
+
+def test_mean_metrics_is_the_center():
+    means = engine.mean_metrics(mlp_loss, PARAMS, DATA, batch_size=8)
+    np.testing.assert_allclose(means["loss"], plane().attrs["center_loss"], rtol=1e-14)
+    assert set(means) == {"loss", "accuracy"}
+
+
+def test_params_and_data_are_arguments_of_one_compiled_program():
+    calls = []
+
+    def loss(params, batch):
+        calls.append(1)  # counts traces
+        return mlp_loss(params, batch)
+
+    def measure(seed):
+        grid = js.Grid.line(0, 1, 3)
+        js.surface(mlp_params(seed=seed), loss, classification_data(seed=seed), grid=grid, progress=False)
+        return len(calls)
+
+    first = measure(0)
+    assert measure(1) == first + 1  # the shape probe only: no second compilation
+
+
+def test_program_size_does_not_grow_with_points():
+    run = engine._program(mlp_loss, devices(1), 8)
+    operands = (PARAMS, DIRECTIONS.basis, DATA, np.zeros((engine.CAPACITY, 2)), np.array([1], np.int32))
+    compiled = run.lower(*operands).compile().memory_analysis()
+    outputs = engine.CAPACITY * 3 * 2 * (8 + 4)  # batches x (mean, root) x (float64 loss, float32 accuracy)
+    assert compiled.output_size_in_bytes < 2 * outputs
+
+
+def test_a_committed_array_in_the_loss_is_fine():
+    shift = jax.device_put(jnp.ones(3), jax.devices()[3])
+    ds = js.surface(jnp.ones(3), lambda p, x: ((p - shift) * x).sum(-1) ** 2, np.eye(3), directions=jnp.ones(3))
+    assert float(ds.loss.sel(alpha=0)) == 0
+
+
+def test_unhashable_loss():
+    class Loss:
+        __hash__ = None
+
+        def __call__(self, p, x):
+            return p * x
+
+    assert float(js.surface(jnp.float64(2), Loss(), np.ones(3), grid=js.Grid(([0.0],))).loss[0]) == 2
+
+
+def test_bfloat16_params():
+    params = mlp_params(dtype=jnp.bfloat16)
+    data = (DATA[0].astype(np.float32), DATA[1])
+    ds = js.surface(params, mlp_loss, data, grid=js.Grid.line(0, 1, 2), progress=False)
+    np.testing.assert_allclose(ds.loss[0], np.mean(mlp_loss(params, data)["loss"].astype(np.float64)), rtol=1e-5)
+    assert ds.attrs["dtype"] == "bfloat16"
+
+
+# ---- a caller's mistakes
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "match"),
+    [
+        ({}, ValueError, "params has no leaves"),
+        ({"a": jnp.ones(2), "n": {"count": jnp.ones(2, int)}}, TypeError, r"params\['n'\]\['count'\] is int64"),
+        ({"a": 1.0}, TypeError, r"params\['a'\] is float, but every leaf must be a floating array"),
+    ],
+)
+def test_bad_params(params, error, match):
+    with pytest.raises(error, match=match):
+        js.surface(params, mlp_loss, DATA)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "match"),
+    [
+        ((np.ones((3, 5)), np.ones(4)), ValueError, r"differ in their number of examples \(data\[0\]: 3, data\[1\]: 4"),
+        ((np.ones((0, 5)), np.ones(0)), ValueError, "no examples"),
+        ((), ValueError, "data has no leaves"),
+        ((np.ones((3, 5)), 2.0), TypeError, r"data\[1\] is 2.0, expected an array"),
+    ],
+)
+def test_bad_data(data, error, match):
+    with pytest.raises(error, match=match):
+        js.surface(PARAMS, mlp_loss, data)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, True])
+def test_bad_batch_size(batch_size):
+    with pytest.raises(ValueError, match="batch_size is .* expected a positive integer"):
+        plane(batch_size=batch_size)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "error", "match"),
+    [
+        (lambda p, b: mlp_apply(p, b[0]), ValueError, r"returned \(10, 4\) for 'loss' .* expected \(10,\)"),
+        (lambda p, b: {"error": cross_entropy(mlp_apply(p, b[0]), b[1])}, ValueError, r"keys \['error'\]; expect"),
+        (lambda p, b: mlp_apply(p, b[0])[:, 0] + 1j, TypeError, "complex128 for 'loss'; expected real numbers"),
+    ],
+)
+def test_bad_loss(loss_fn, error, match):
+    with pytest.raises(error, match=match):
+        js.surface(PARAMS, loss_fn, DATA, batch_size=10)
+
+
+def test_bad_directions():
+    lacking = {"layer0": DIRECTIONS[0]["layer0"]}
+    with pytest.raises(ValueError, match=r"directions has no leaf \['layer1'\]\['bias'\], which params has"):
+        plane(directions=[lacking, lacking])
+    extra = DIRECTIONS[0] | {"layer2": jnp.ones(1)}
+    with pytest.raises(ValueError, match=r"directions has a leaf \['layer2'\], which params lacks"):
+        plane(directions=[extra, extra])
+    wrong = jax.tree.map(lambda x: x.T, DIRECTIONS[0])
+    with pytest.raises(ValueError, match=r"directions\['layer0'\]\['kernel'\] has shape \(1, 7, 5\), expected \(1, 5"):
+        plane(directions=wrong)
+    with pytest.raises(ValueError, match="grid has 2 axes for 1 directions"):
+        plane(directions=DIRECTIONS[:1])
+    with pytest.raises(ValueError, match="3 directions have no default grid"):
+        plane(directions=js.random_directions(0, PARAMS, num=3), grid=None)

@@ -1,0 +1,266 @@
+"""Training: the optimizer against its equations, what a run leaves, exact resume; and reading runs back."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxscape as js
+import train
+from jaxscape import datasets, runs
+
+CONFIG = train.Config(arch="resnet20", epochs=3, batch_size=256, lr=0.05, save_every=1)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    return train.train(CONFIG, tmp_path_factory.mktemp("runs") / "whole", progress=False)
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    return shutil.copytree(run.path, tmp_path / "copy")
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+# ---- the optimizer
+
+
+def test_the_papers_schedule():
+    config = train.Config(epochs=300)
+    assert config.drops == (150, 225, 275)
+    rates = [config.rate_in(epoch) for epoch in (1, 150, 151, 225, 226, 275, 276, 300)]
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4])
+    assert train.Config(optimizer="adam").rate_in(1) == 1e-3
+
+
+def test_the_optimizer_follows_the_schedule():
+    config = train.Config(epochs=4, momentum=0.0, weight_decay=0.0)
+    optimizer = train.make_optimizer(config, steps_per_epoch=2)
+    state, steps = optimizer.init(jnp.zeros(())), []
+    for _ in range(8):
+        update, state = optimizer.update(jnp.ones(()), state, jnp.zeros(()))
+        steps.append(-float(update))
+    np.testing.assert_allclose(steps, np.repeat([config.rate_in(epoch) for epoch in range(1, 5)], 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_optimizers_against_their_equations(name):
+    config = train.Config(optimizer=name, lr=0.1, epochs=1000)
+    optimizer = train.make_optimizer(config, 10)
+    params = w = np.array([1.0, -2.0])
+    state = optimizer.init(jnp.asarray(params))
+    buffer, second = np.zeros(2), np.zeros(2)
+    for t in range(1, 6):
+        grad = np.sin(t * params)
+        update, state = optimizer.update(jnp.asarray(grad), state, jnp.asarray(params))
+        params = params + np.asarray(update)
+        g = np.sin(t * w) + 5e-4 * w  # weight decay is part of the gradient
+        if name == "sgd":  # Nesterov's, as PyTorch has it
+            buffer = 0.9 * buffer + g
+            w = w - 0.1 * (g + 0.9 * buffer)
+        else:
+            buffer, second = 0.9 * buffer + 0.1 * g, 0.999 * second + 0.001 * g**2
+            w = w - 0.1 * (buffer / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+        np.testing.assert_allclose(params, w, rtol=1e-9)
+
+
+def test_an_epoch_is_every_example_once_in_an_order_of_its_own():
+    batches = list(train.epoch_batches(CONFIG, 1, 600))
+    assert [len(batch) for batch in batches] == [256, 256, 88]
+    order = np.concatenate(batches)
+    np.testing.assert_array_equal(np.sort(order), np.arange(600))
+    np.testing.assert_array_equal(order, np.concatenate(list(train.epoch_batches(CONFIG, 1, 600))))
+    assert not np.array_equal(order, np.concatenate(list(train.epoch_batches(CONFIG, 2, 600))))
+
+
+# ---- what a run leaves
+
+
+def test_metrics_config_and_checkpoints(run):
+    assert [row["epoch"] for row in run.metrics] == [0, 1, 2, 3]
+    assert run.metrics[-1]["train_loss"] < run.metrics[0]["train_loss"]
+    assert run.checkpoints.epochs == (0, 1, 2, 3)
+    assert len(run.checkpoints) == 4
+    assert run.config["arch"] == "resnet20"
+    assert "jax" in run.config["versions"]
+    same(run.checkpoints[-1], run.params)
+    assert len(run.checkpoints[1:]) == len(list(run.checkpoints)[1:]) == 3
+    initial = runs.build_model(run.config, run.data)
+    np.testing.assert_array_equal(run.checkpoints[0]["head"]["kernel"], initial.head.kernel[...])
+
+
+def test_the_center_of_the_surface_is_the_runs_final_loss(run):
+    for split, data in (("train", run.data), ("test", run.test_data)):
+        ds = js.surface(run.params, run.loss_fn, data, grid=js.Grid.plane((0, 1, 2), (0, 1, 2)), progress=False)
+        last = run.metrics[-1]
+        np.testing.assert_allclose(ds.loss[0, 0], last[f"{split}_loss"], rtol=1e-6)
+        np.testing.assert_allclose(100 * (1 - ds.accuracy[0, 0]), last[f"{split}_error"], rtol=1e-12, atol=1e-12)
+        assert ds.attrs["center_loss"] == float(ds.loss[0, 0])
+
+
+def test_each_architecture_trains_and_is_found_at_the_center(tmp_path):
+    config = train.Config(arch="resnet20", noshort=True, optimizer="adam", epochs=1, batch_size=2000)
+    run = train.train(config, tmp_path / "run", progress=False)
+    assert "shortcut" not in run.params["stage2_block1"]
+    ds = js.surface(run.params, run.loss_fn, run.data, grid=js.Grid.line(0, 1, 2), progress=False)
+    np.testing.assert_allclose(ds.loss[0], run.metrics[-1]["train_loss"], rtol=1e-6)
+
+
+def test_batch_statistics_are_fixed_or_take_part(run):
+    other = jax.tree.map(lambda x: 2 * x, run.variables)
+    line = js.interpolate(run.variables, other, run.loss_fn, run.test_data, grid=js.Grid.line(0, 1, 2), progress=False)
+    np.testing.assert_allclose(line.loss[0], run.metrics[-1]["test_loss"], rtol=1e-6)
+    np.testing.assert_allclose(line.loss[1], np.mean(run.loss_fn(other, run.test_data)["loss"]), rtol=1e-5)
+    fixed = js.interpolate(run.params, other_params := jax.tree.map(lambda x: 2 * x, run.params), run.loss_fn,
+                           run.test_data, grid=js.Grid.line(0, 1, 2), progress=False)  # fmt: skip
+    np.testing.assert_allclose(fixed.loss[1], np.mean(run.loss_fn(other_params, run.test_data)["loss"]), rtol=1e-5)
+    assert not np.allclose(fixed.loss[1], line.loss[1])
+
+
+def test_resume_is_the_same_to_the_bit(run, tmp_path, monkeypatch):
+    def power_cut(folder, row, log=train.RunFolder.log):
+        log(folder, row)
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.RunFolder, "log", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(CONFIG, tmp_path / "cut", progress=False)
+    monkeypatch.undo()
+    resumed = train.train(CONFIG, tmp_path / "cut", resume=True, progress=False)
+    same(resumed.variables, run.variables)
+    for one, other in zip(resumed.metrics, run.metrics, strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    again = train.train(CONFIG, tmp_path / "cut", resume=True, progress=False)  # nothing is left to do
+    assert len(again.metrics) == 4
+
+
+def test_a_finished_or_different_run_is_not_overwritten(copy):
+    with pytest.raises(ValueError, match="holds a run already; pass --resume to go on, or another --out"):
+        train.train(CONFIG, copy)
+    with pytest.raises(ValueError, match=r"lr is 0.2, but the run in .* was started with 0.05"):
+        train.train(dataclasses.replace(CONFIG, lr=0.2), copy, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"arch": "resnet57"}, "arch is 'resnet57', expected one of resnet20"),
+        ({"dataset": "mnist"}, "dataset is 'mnist', expected one of digits"),
+        ({"optimizer": "lion"}, "optimizer is 'lion', expected one of sgd, adam"),
+        ({"epochs": 0}, "epochs is 0, expected at least 1"),
+    ],
+)
+def test_bad_configs(options, match):
+    with pytest.raises(ValueError, match=match):
+        train.Config(**options)
+
+
+def test_the_command_trains_and_tells_what_to_do_next(run, copy, capsys):
+    options = ["--arch", "resnet20", "--epochs", "3", "--batch-size", "256", "--lr", "0.05", "--save-every", "1"]
+    assert train.main([*options, "--out", str(copy), "--resume"]) == 0
+    assert f"jaxscape surface {copy}" in capsys.readouterr().out
+    assert train.main([*options, "--out", str(copy)]) == 2
+    assert capsys.readouterr().err.startswith("train.py: error: out is ")
+    with pytest.raises(SystemExit, match="2"):
+        train.main(["--arch", "alexnet"])
+    assert "resnet20" in capsys.readouterr().err
+
+
+def test_default_folder():
+    config, out, resume = train.parse(["--arch", "resnet20", "--noshort"])
+    assert (config.noshort, str(out), resume) == (True, "runs/resnet20_noshort_digits", False)
+
+
+# ---- reading runs back
+
+
+def test_load_run_refuses_what_is_no_run(copy, tmp_path):
+    with pytest.raises(FileNotFoundError, match="run folder .*nowhere not found; `python train.py --out"):
+        js.load_run(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty is no run: its config.json is missing or broken"):
+        js.load_run(tmp_path / "empty")
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(ValueError, match="has no complete checkpoint: its training stopped early"):
+        js.load_run(copy)
+    (copy / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json is missing or broken"):
+        js.load_run(copy)
+    (copy / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="its config.json lacks arch, noshort, dataset, seed"):
+        js.load_run(copy)
+
+
+def test_load_run_refuses_another_architecture(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"noshort": True}))
+    with pytest.raises(
+        ValueError, match=r"of another architecture than .* \(resnet20, noshort\): params has a leaf .*shortcut"
+    ):
+        js.load_run(copy)
+    (copy / "config.json").write_text(json.dumps(config | {"arch": "resnet32"}))
+    with pytest.raises(ValueError, match=r"another architecture .*params has no leaf .*stage1_block4"):
+        js.load_run(copy)
+
+
+def test_load_run_without_models(copy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "models", None)
+    with pytest.raises(ImportError, match=r"runs need the project's `models` folder"):
+        js.load_run(copy)
+
+
+def test_a_run_that_was_never_evaluated_has_no_metrics(copy):
+    (copy / "metrics.csv").unlink()
+    assert js.load_run(copy).metrics == []
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_is_the_same_to_the_bit(run, tmp_path):
+    out = tmp_path / "killed"
+    options = ["--arch", "resnet20", "--epochs", "3", "--batch-size", "256", "--lr", "0.05", "--save-every", "1"]
+    command = [sys.executable, "train.py", *options, "--out", str(out), "--resume"]
+    root = os.path.dirname(train.__file__)
+    environment = os.environ | {"JAX_ENABLE_X64": "1", "JAX_NUM_CPU_DEVICES": "8"}  # as the tests' own process
+    process = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (out / "metrics.csv").exists() or len((out / "metrics.csv").read_text().splitlines()) < 3:
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True)
+    same(js.load_run(out).variables, run.variables)
+
+
+@pytest.mark.slow
+def test_peak_memory_does_not_grow_with_the_points():
+    code = """
+import sys, resource, jax.numpy as jnp, jaxscape as js
+params = {"a": jnp.ones((300, 300)), "b": jnp.ones((300, 300))}
+loss = lambda p, x: ((jnp.tanh(x @ p["a"]) @ p["b"]) ** 2).mean(-1)
+js.surface(params, loss, jnp.ones((512, 300)), grid=js.Grid.line(0, 1, int(sys.argv[1])), progress=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", code, str(n)], capture_output=True, text=True, check=True).stdout)
+        for n in (20, 2000)
+    ]
+    assert peaks[1] - peaks[0] < 15_000, peaks  # KiB; storing the points' params would take 1.4 GB more
+
+
+def test_datasets_are_those_of_the_run(run):
+    for one, other in zip((run.data, run.test_data), datasets.load("digits"), strict=True):
+        np.testing.assert_array_equal(one.images, other.images)

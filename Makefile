@@ -1,0 +1,45 @@
+# Two commands on a machine with python3 and make: `make demo` and `make test`.
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,notebooks,dev]'
+
+.PHONY: env demo test test-all lint clean
+
+env: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@echo "installing into .venv (about a minute)"
+	python3 -m venv .venv
+	$(INSTALL)
+	touch $@
+
+# The paper's figure 5 on embedded data: the same deep ResNet with and without shortcuts.
+DEMO := $(BIN)/python train.py --dataset digits --arch resnet56 --epochs 30 --resume
+COMPARE := $(BIN)/jaxscape plot demo/resnet56/surface.zarr demo/resnet56_noshort/surface.zarr --loss-max 1000
+demo: env
+	$(DEMO) --lr 0.05 --out demo/resnet56
+	$(DEMO) --lr 0.03 --noshort --out demo/resnet56_noshort
+	$(BIN)/jaxscape surface demo/resnet56 --points 25
+	$(BIN)/jaxscape surface demo/resnet56_noshort --points 25
+	$(COMPARE) --kind contour --out demo/contours.png
+	$(COMPARE) --kind surface3d --out demo/surfaces.png
+	$(BIN)/jaxscape report demo/resnet56 demo/resnet56_noshort
+	@echo "side by side: demo/contours.png demo/surfaces.png"
+
+# The picture of the README.
+docs/contours.png: demo
+	mkdir -p docs
+	cp demo/contours.png $@
+
+test: env
+	$(BIN)/python -m pytest
+
+test-all: env
+	$(BIN)/python -m pytest -m ''
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv demo

@@ -54,7 +54,7 @@ def as_batch_size(batch_size: Any, examples: int) -> int:
         ValueError: It is no positive integer.
     """
     if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}, expected a positive integer.")
+        raise ValueError(f"batch_size is {batch_size!r}, expected 'auto' or a positive integer.")
     return min(int(batch_size), examples)
 
 

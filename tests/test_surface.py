@@ -190,10 +190,10 @@ def test_params_and_data_are_arguments_of_one_compiled_program():
 
 
 def test_program_size_does_not_grow_with_points():
-    run = engine._program(mlp_loss, devices(1), 8)
-    operands = (PARAMS, DIRECTIONS.basis, DATA, np.zeros((engine.CAPACITY, 2)), np.array([1], np.int32))
-    compiled = run.lower(*operands).compile().memory_analysis()
-    outputs = engine.CAPACITY * 3 * 2 * (8 + 4)  # batches x (mean, root) x (float64 loss, float32 accuracy)
+    program = engine.Program(mlp_loss, PARAMS, DIRECTIONS.basis, DATA, engine.Load(8), mesh=devices(1))
+    given = np.zeros((program.capacity, 2)), np.array([1], np.int32), np.array([0, 3], np.int32)
+    compiled = program._run(False).lower(*program._operands, *given).compile().memory_analysis()
+    outputs = program.capacity * 3 * 2 * (8 + 4)  # batches x (mean, root) x (float64 loss, float32 accuracy)
     assert compiled.output_size_in_bytes < 2 * outputs
 
 
@@ -253,7 +253,7 @@ def test_bad_data(data, error, match):
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.5, True])
 def test_bad_batch_size(batch_size):
-    with pytest.raises(ValueError, match="batch_size is .* expected a positive integer"):
+    with pytest.raises(ValueError, match="batch_size is .* expected 'auto' or a positive integer"):
         plane(batch_size=batch_size)
 
 

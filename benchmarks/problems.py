@@ -1,0 +1,39 @@
+"""What is measured on: trained digits networks, more digits by small shifts and noise, random images."""
+
+from pathlib import Path
+
+import numpy as np
+
+import jaxscape as js
+import train
+from jaxscape import runs
+
+RUNS = Path("runs/benchmarks")
+
+
+def trained(arch: str, *, noshort: bool = False, epochs: int = 20) -> runs.Run:
+    """A network trained on digits, once."""
+    config = train.Config(arch=arch, noshort=noshort, lr=0.03 if noshort else 0.05, epochs=epochs)
+    return train.train(config, RUNS / f"{arch}{'_noshort' if noshort else ''}", resume=True)
+
+
+def extended_digits(examples: int, seed: int = 0) -> js.datasets.Split:
+    """The train split of digits and copies of it, each shifted by at most a pixel and with noise of 0.1."""
+    split = js.datasets.load("digits")[0]
+    rng = np.random.default_rng(seed)
+    rows = np.arange(examples) % len(split.labels)
+    images = split.images[rows]
+    copies = np.arange(len(split.labels), examples)  # the originals come first, unchanged
+    shifts = rng.integers(-1, 2, (examples, 2))
+    for i in copies:
+        images[i] = np.roll(images[i], shifts[i], (0, 1))
+    noise = rng.normal(0, 0.1, images.shape).astype(np.float32)
+    images[copies] += noise[copies]
+    return js.datasets.Split(images, split.labels[rows])
+
+
+def random_images(examples: int, seed: int = 0) -> js.datasets.Split:
+    """CIFAR-shaped pixels, for timing only."""
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(examples, 32, 32, 3)).astype(np.float32)
+    return js.datasets.Split(images, rng.integers(0, 10, examples).astype(np.int32))

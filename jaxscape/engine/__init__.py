@@ -1,0 +1,24 @@
+"""Evaluate a loss function at many points ``params + sum_k coords[k] * basis[k]``, on all devices and hosts.
+
+`Program` is one compiled program with its operands in place; `evaluate` takes the mean over all of the data at every
+point; `estimate` takes as many examples at each point as a tolerance needs.
+"""
+
+from jaxscape.engine._exact import evaluate, mean_metrics
+from jaxscape.engine._program import WIDTHS, Load, Program, probe
+from jaxscape.engine._result import Estimate, Evaluation
+from jaxscape.engine._tolerance import anchor_stride, anchors, estimate
+
+__all__ = [
+    "WIDTHS",
+    "Estimate",
+    "Evaluation",
+    "Load",
+    "Program",
+    "anchor_stride",
+    "anchors",
+    "estimate",
+    "evaluate",
+    "mean_metrics",
+    "probe",
+]

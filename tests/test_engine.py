@@ -1,0 +1,325 @@
+"""The engine: the same numbers on any mesh, at any load and on any number of processes; how it chooses its load."""
+
+import os
+import subprocess
+import sys
+import time
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+import jaxscape as js
+from jaxscape import engine
+from jaxscape.engine import Load, Program, _program, _strategy
+from tests.problems import classification_data, mlp_loss, mlp_params
+
+PARAMS, DATA = mlp_params(), classification_data(examples=37)
+DIRECTIONS = js.random_directions(0, PARAMS)
+GRID = js.Grid.plane((-1, 1, 5), (0, 1, 3))
+
+
+def plane(loss=mlp_loss, **options):
+    options = {"directions": DIRECTIONS, "grid": GRID, "batch_size": 8, "progress": False} | options
+    return js.surface(PARAMS, loss, DATA, **options)
+
+
+def mesh(*shape, names=("points", "data")):
+    return Mesh(np.array(jax.devices()[: int(np.prod(shape))]).reshape(shape), names[: len(shape)])
+
+
+def batch_mean(params, batch):
+    return jnp.mean(mlp_loss(params, batch)["loss"])
+
+
+# ---- meshes and loads
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4), (1, 8)])
+@pytest.mark.parametrize("loss", [mlp_loss, batch_mean], ids=["examples", "means"])
+def test_points_and_data_shared_in_any_proportion(shape, loss):
+    one = plane(loss, mesh=mesh(1))
+    ds = plane(loss, mesh=mesh(*shape))
+    np.testing.assert_allclose(ds.loss, one.loss, rtol=1e-12)
+    assert ds.attrs["num_devices"] == 8
+    if loss is mlp_loss:
+        np.testing.assert_allclose(ds.loss_stderr, one.loss_stderr, rtol=1e-10)
+        np.testing.assert_array_equal(ds.accuracy, one.accuracy)
+
+
+def test_a_mesh_of_data_only_and_one_of_three_axes():
+    devices = np.array(jax.devices())
+    for other in (Mesh(devices, ("data",)), Mesh(devices.reshape(2, 2, 2), ("hosts", "chips", "data"))):
+        np.testing.assert_allclose(plane(mesh=other).loss, plane(mesh=mesh(1)).loss, rtol=1e-12)
+
+
+@pytest.mark.parametrize("width", engine.WIDTHS)
+def test_points_side_by_side(width):
+    ds = plane(points_per_step=width)
+    np.testing.assert_allclose(ds.loss, plane(points_per_step=1).loss, rtol=1e-12)
+    assert ds.attrs["points_per_step"] == width
+
+
+@pytest.mark.parametrize(("examples", "batch_size"), [(10, 4), (7, 7), (7, 100), (1437, 128), (5, 1)])
+@pytest.mark.parametrize("shares", [1, 3])
+def test_batches_hold_every_example_once(examples, batch_size, shares):
+    batches, sizes = _program.stack_batches(np.arange(examples), batch_size, shares)
+    assert batches.shape[1] <= batch_size
+    assert len(batches) % shares == 0
+    kept = np.concatenate([batch[:size] for batch, size in zip(batches, sizes, strict=True)])
+    np.testing.assert_array_equal(kept, np.arange(examples))
+    assert sum(1 for size in sizes if size) * batches.shape[1] - examples < len(sizes)  # little is padded
+
+
+def test_values_of_single_examples_and_their_rows():
+    for share in (mesh(8), mesh(2, 4)):
+        program = Program(mlp_loss, PARAMS, DIRECTIONS.basis, DATA, Load(4), mesh=share)
+        values = program.values(np.zeros((3, 2)), 1, program.local_batches)
+        rows = program.examples(1, program.local_batches)
+        expected = np.asarray(mlp_loss(PARAMS, DATA)["loss"])
+        np.testing.assert_allclose(values["loss"], np.broadcast_to(expected[rows], (3, len(rows))), rtol=1e-6)
+        both = np.concatenate([rows, program.examples(0, 1)])
+        np.testing.assert_array_equal(np.sort(both), np.arange(37))
+        assert program.count(1) == len(program.examples(0, 1))
+
+
+# ---- precision
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "tensorfloat32", "bfloat16"])
+def test_lower_precision_is_near(compute_dtype):
+    ds = plane(compute_dtype=compute_dtype)
+    error = np.abs(ds.loss / plane().loss - 1).max()
+    assert error < (3e-2 if compute_dtype == "bfloat16" else 1e-5)
+    assert (error > 1e-6) == (compute_dtype == "bfloat16")  # it does change what is computed
+    assert ds.attrs["compute_dtype"] == compute_dtype
+
+
+def test_precision_reaches_the_products():
+    def uses(loss):
+        jaxpr = jax.make_jaxpr(loss)(PARAMS, DATA)
+        return {str(eqn.params["precision"]) for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"}
+
+    assert "HIGHEST" in str(uses(_program._in_precision(mlp_loss, "float32")))
+
+
+def test_unknown_precision_and_width():
+    with pytest.raises(ValueError, match="compute_dtype is 'float16', expected None or one of float32, tensorfloat32"):
+        plane(compute_dtype="float16")
+    with pytest.raises(ValueError, match=r"points_per_step is 3, expected 'auto' or one of \(1, 2, 4"):
+        plane(points_per_step=3)
+
+
+# ---- memory
+
+
+@pytest.fixture
+def small_memory(monkeypatch):
+    """A device whose memory holds 16 examples times points."""
+    call = Program._call
+
+    def limited(self, *args, **kwargs):
+        if self.load.batch_size * self.load.points_per_step > 16:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 2 bytes")
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(Program, "_call", limited)
+
+
+@pytest.mark.usefixtures("small_memory")
+@pytest.mark.parametrize("options", [{}, {"rtol": 0.1}], ids=["exact", "tolerance"])
+def test_out_of_memory_halves_the_load_with_one_warning(options):
+    with pytest.warns(UserWarning, match=r"out of memory with Load\(batch_size=32, points_per_step=8\)") as caught:
+        ds = plane(batch_size=32, points_per_step=8, **options)
+    assert len(caught) == 1
+    assert (ds.attrs["batch_size"], ds.attrs["points_per_step"]) == (16, 1)
+    np.testing.assert_allclose(ds.loss, plane(batch_size=16).loss, rtol=0.5 if options else 1e-12)
+
+
+def test_other_failures_and_hopeless_ones_are_raised(monkeypatch):
+    def fail(message):
+        def call(self, *args, **kwargs):
+            raise jax.errors.JaxRuntimeError(message)
+
+        monkeypatch.setattr(Program, "_call", call)
+
+    fail("INTERNAL: broken")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        plane()
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        plane(batch_size="auto")
+    fail("RESOURCE_EXHAUSTED: too large")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        plane()
+
+
+# ---- the choice of a load
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Trials cost no time, and measure ``clock.cost(load)``."""
+    clock = type("Clock", (), {"tried": [], "cost": None})()
+
+    def measure(program):
+        clock.tried.append(program.load)
+        return clock.cost(program.load)
+
+    monkeypatch.setattr(_strategy, "_measure", measure)
+    monkeypatch.setattr(_strategy, "_chosen", {})
+    return clock
+
+
+def choose(examples=5000, fixed=(None, None), loss=mlp_loss, params=PARAMS, key=None, points=10**9):
+    data = classification_data(examples=examples) if loss is mlp_loss else (np.ones((examples, 9, 9, 3)),)
+    basis = jax.tree.map(lambda x: x[None], params)
+    return _strategy.choose_load(
+        lambda load: Program(loss, params, basis, data, load, mesh=mesh(1)), data, points, key, fixed
+    )
+
+
+def distance(best_size, best_width):
+    return lambda load: 1 + abs(np.log2(load.batch_size / best_size)) + abs(np.log2(load.points_per_step / best_width))
+
+
+@pytest.mark.parametrize("best", [(512, 16), (32, 1), (128, 64), (5000, 4)])
+def test_it_climbs_to_the_fastest_load(clock, best):
+    clock.cost = distance(*best)
+    assert choose() == best
+    assert len(clock.tried) == len(set(clock.tried))
+
+
+def test_what_the_caller_fixes_stays(clock):
+    clock.cost = distance(512, 16)
+    assert choose(fixed=(100, None)) == (100, 16)
+    assert choose(fixed=(None, 1)) == (512, 1)
+    clock.tried.clear()
+    assert choose(fixed=(100, 2)) == (100, 2)
+    assert clock.tried == []
+
+
+def test_a_choice_is_kept_for_the_process(clock):
+    clock.cost = distance(512, 16)
+    assert choose(key="f") == (512, 16)
+    clock.tried.clear()
+    assert choose(key="f") == (512, 16)
+    assert clock.tried == []
+    choose(key="g")
+    assert clock.tried
+    for i in range(100):
+        choose(key=i)
+    assert len(_strategy._chosen) == 64
+
+
+def test_small_work_is_not_worth_a_trial(clock, monkeypatch):
+    def slow(program):
+        clock.tried.append(program.load)
+        time.sleep(0.01)
+        return 1e-9
+
+    monkeypatch.setattr(_strategy, "_measure", slow)
+    assert choose(points=10) == (128, 1)
+    assert len(clock.tried) == 1
+
+
+def test_a_load_that_does_not_fit_is_passed_over(clock):
+    def cost(load):
+        if load.batch_size > 256:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: too large")
+        return 1 / load.batch_size
+
+    clock.cost = cost
+    assert choose(fixed=(None, 1)) == (256, 1)
+
+
+def test_native_convolutions_are_not_vmapped_on_a_cpu(clock):
+    def loss(kernel, batch):
+        return jax.lax.conv(batch[0].transpose(0, 3, 1, 2), kernel, (1, 1), "SAME").mean((1, 2, 3))
+
+    clock.cost = distance(128, 64)
+    assert choose(examples=200, loss=loss, params=jnp.ones((2, 3, 3, 3))) == (128, 1)
+
+
+def test_a_real_trial_measures(monkeypatch):
+    monkeypatch.setattr(_strategy, "_chosen", {})
+    monkeypatch.setattr(_strategy, "WORTH", 0)  # always worth it
+    ds = plane(batch_size="auto", points_per_step="auto")
+    np.testing.assert_allclose(ds.loss, plane().loss, rtol=1e-12)
+    assert ds.attrs["batch_size"] <= 37
+
+
+# ---- processes
+
+WORKER = """
+import sys
+import numpy as np
+import jax
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+port, num, index, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+jax.distributed.initialize(f"127.0.0.1:{port}", num, index, heartbeat_timeout_seconds=10)
+import jaxscape as js
+from tests.problems import classification_data, mlp_loss, mlp_params
+params, data = mlp_params(), classification_data(examples=37)
+options = dict(directions=js.random_directions(0, params), grid=js.Grid.plane((-1, 1, 5), (0, 1, 3)), batch_size=8)
+exact = js.surface(params, mlp_loss, data, **options)
+mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(num, 2), ("points", "data"))
+shared = js.surface(params, mlp_loss, data, mesh=mesh, **options)
+rough = js.surface(params, mlp_loss, data, rtol=0.2, **options | {"batch_size": "auto"})
+np.savez(f"{out}/{index}.npz", exact=exact.loss, shared=shared.loss, rough=rough.loss, devices=jax.device_count())
+"""
+
+
+def launch(num, out, code=WORKER):
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    port = str(20000 + os.getpid() % 20000 + num)
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"PYTHONPATH": root}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", code, port, str(num), str(i), str(out)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(num)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num", [2, 4])
+def test_several_processes_give_the_same_everywhere(num, tmp_path):
+    processes = launch(num, tmp_path)
+    told = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * num, told
+    one = plane()
+    for i in range(num):
+        found = np.load(tmp_path / f"{i}.npz")
+        assert found["devices"] == 2 * num
+        np.testing.assert_allclose(found["exact"], one.loss, rtol=1e-12)
+        np.testing.assert_allclose(found["shared"], one.loss, rtol=1e-12)
+        np.testing.assert_array_equal(found["rough"], np.load(tmp_path / "0.npz")["rough"])
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_others_with_an_error(tmp_path):
+    code = WORKER.replace("exact =", "if index == 1: import os; os._exit(9)\nexact =", 1)
+    start = time.perf_counter()
+    processes = launch(2, tmp_path, code)
+    told = [process.communicate(timeout=200)[0] for process in processes]
+    assert processes[1].returncode == 9
+    assert processes[0].returncode != 0
+    assert time.perf_counter() - start < 120
+    assert any(word in told[0] for word in ("Connection closed", "heartbeat", "unhealthy", "Gloo", "died")), told[0][
+        -2000:
+    ]
+
+
+def test_no_warning_without_need():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plane()

@@ -83,11 +83,13 @@ def surface(
         the result was made; ``center_loss`` is the loss at params.
 
     Raises:
-        ValueError: params or data is empty, leaves of data differ in length, a direction is not like params, the
-            grid has another number of axes than there are directions, or loss_fn gives a wrong shape.
+        ValueError: A tolerance is negative or not finite, params or data is empty, leaves of data differ in length, a
+            direction is not like params, the grid has another number of axes than there are directions, or loss_fn
+            gives a wrong shape.
         TypeError: A leaf of params is not floating.
     """
     params = trees.as_params(params)
+    _check_tolerance(rtol, atol)
     load = (
         None if batch_size == "auto" else as_batch_size(batch_size, num_examples(data)),
         None if points_per_step == "auto" else _as_points_per_step(points_per_step),
@@ -157,6 +159,16 @@ def _default_grid(num: int) -> Grid:
     if num > 2:
         raise ValueError(f"grid is missing: {num} directions have no default grid; pass e.g. js.Grid(axes).")
     return Grid.line() if num == 1 else Grid.plane()
+
+
+def _check_tolerance(rtol: float | None, atol: float) -> None:
+    for name, value in (("rtol", rtol or 0.0), ("atol", atol)):
+        if not (np.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} is {value!r}, expected a number of at least 0.")
+    if atol and rtol is None:
+        raise ValueError(
+            f"atol is {atol!r}, but rtol is None, which is exact; pass rtol=0.0 for an absolute tolerance."
+        )
 
 
 def _as_points_per_step(value: Any) -> int:

@@ -80,7 +80,7 @@ class Sample:
         unknown = np.einsum("pi,pij,pj->p", missed, inverse, missed)
         with np.errstate(all="ignore"):
             residual2 = np.maximum(left, 0) / (n - 1 - rank)
-            plain2 = scatter[:, -1, -1] / (n - 1)
+            plain2 = np.maximum(scatter[:, -1, -1], 0) / (n - 1)
             regressed = residual2 * (chance + unknown) < plain2 * chance
             variance = np.where(regressed, residual2 * (chance + unknown), plain2 * chance)
         mean = average[:, -1] + np.where(regressed, np.einsum("pi,pi->p", slopes, missed), 0.0)

@@ -1,8 +1,11 @@
 """What is measured on: trained digits networks, more digits by small shifts and noise, random images."""
 
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
+from flax import nnx
 
 import jaxscape as js
 import train
@@ -37,3 +40,16 @@ def random_images(examples: int, seed: int = 0) -> js.datasets.Split:
     rng = np.random.default_rng(seed)
     images = rng.normal(size=(examples, 32, 32, 3)).astype(np.float32)
     return js.datasets.Split(images, rng.integers(0, 10, examples).astype(np.int32))
+
+
+def initialized(arch: str, data: js.datasets.Split) -> tuple[Any, Any, Any]:
+    """Params, batch statistics and loss of a network at its initialization."""
+    model = runs.build_model({"arch": arch, "noshort": False, "seed": 0}, data)
+    graphdef, *parts = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, stats = map(nnx.to_pure_dict, parts)
+    loss = runs.classification_loss(graphdef, stats)
+
+    def loss_fn(params: Any, batch: Any) -> jax.Array:
+        return loss(params, batch)["loss"]
+
+    return params, stats, loss_fn

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import jaxscape as js
-from jaxscape import plot, trees
+from jaxscape import engine, plot, trees
 
 _PICTURES = (".png", ".pdf", ".svg")
 
@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     _use_all_cores()
     try:
+        if getattr(args, "distributed", False):
+            jax.distributed.initialize()
         args.command(args)
     except (ValueError, OSError, ImportError) as error:
         print(f"jaxscape: error: {error}", file=sys.stderr)
@@ -60,8 +62,10 @@ def _surface(args: argparse.Namespace) -> None:
         _data(run, args.split),
         directions=_directions(args, run, 2),
         grid=js.Grid.plane((*args.range, num_alpha), (*args.range, num_beta)),
-        batch_size=args.batch_size,
+        **_options(args),
     )
+    if jax.process_index():
+        return  # process 0 writes
     result.attrs |= {"title": f"{_name(run)}, {args.split}", "split": args.split}
     _write(result, out)
     stem = out.with_suffix("")
@@ -80,10 +84,13 @@ def _line(args: argparse.Namespace) -> None:
         out = run.path / f"line_{split}.zarr"
         _check_replaceable(out)
         data = _data(run, split)
-        result = js.surface(run.params, run.loss_fn, data, directions=directions, grid=grid, batch_size=args.batch_size)
+        result = js.surface(run.params, run.loss_fn, data, directions=directions, grid=grid, **_options(args))
         result.attrs |= {"title": f"{_name(run)}, {split}", "split": split}
-        _write(result, out)
+        if not jax.process_index():
+            _write(result, out)
         results[split] = result.assign_attrs(title=_name(run))
+    if jax.process_index():
+        return
     _draw(plot.line(results), run.path / "line.png")
     for split, result in results.items():
         print(f"{split}: {_summary(result)}")
@@ -136,6 +143,19 @@ def _report_row(run: Any) -> tuple[str, ...]:
 def _directions(args: argparse.Namespace, run: Any, num: int) -> js.Directions:
     norm, ignore = (None if option == "none" else option for option in (args.norm, args.ignore))
     return js.random_directions(args.seed, run.params, num=num, norm=norm, ignore=ignore)
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "rtol": args.rtol,
+        "atol": args.atol,
+        "batch_size": args.batch_size,
+        "compute_dtype": args.compute_dtype,
+    }
+
+
+def _batch_size(text: str) -> Any:
+    return text if text == "auto" else int(text)
 
 
 def _data(run: Any, split: str) -> Any:
@@ -254,4 +274,16 @@ def _add_measuring(parser: argparse.ArgumentParser, command: Any) -> None:
     parser.add_argument("--norm", choices=norms, default="filter", help="of the directions (default: filter)")
     ignored = ("bias_norm", "none")
     parser.add_argument("--ignore", choices=ignored, default="bias_norm", help="leaves left alone (default: bias_norm)")
-    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="examples at a time (default: 128)")
+    parser.add_argument("--rtol", type=float, metavar="X", help="relative standard error to reach (default: exact)")
+    parser.add_argument("--atol", type=float, default=0.0, metavar="X", help="absolute one, with --rtol (default: 0)")
+    parser.add_argument(
+        "--batch-size",
+        type=_batch_size,
+        default="auto",
+        metavar="N",
+        help="examples at a time (default: auto, measured)",
+    )
+    parser.add_argument("--compute-dtype", choices=tuple(engine.PRECISIONS), help="precision (default: JAX's setting)")
+    parser.add_argument(
+        "--distributed", action="store_true", help="one of several processes: `srun jaxscape ... --distributed`"
+    )

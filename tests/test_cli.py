@@ -80,6 +80,7 @@ def is_png(path):
 def test_surface_is_that_of_the_library(run, capsys):
     options = ["--points", "5x4", "--range", "-0.5", "1", "--seed", "7", "--norm", "layer", "--ignore", "none"]
     assert cli.main(["surface", str(run), *options, "--split", "test", "--batch-size", "4"]) == 0
+    assert read(run / "surface.zarr").attrs["batch_size"] == 4
     result = read(run / "surface.zarr")
     expected = js.surface(
         PARAMS,
@@ -124,6 +125,24 @@ def test_an_earlier_result_is_replaced_only_by_a_complete_one(run, monkeypatch, 
     assert "error: No space left" in capsys.readouterr().err
     assert read(run / "surface.zarr").sizes == {"alpha": 3, "beta": 3}
     assert sorted(path.name for path in run.iterdir()) == ["surface.zarr", "surface_3d.png", "surface_contour.png"]
+
+
+def test_tolerance_and_precision(run):
+    options = ["--points", "3", "--rtol", "0", "--atol", "0.5", "--compute-dtype", "bfloat16"]
+    assert cli.main(["surface", str(run), *options]) == 0
+    attrs = read(run / "surface.zarr").attrs
+    assert (attrs["rtol"], attrs["atol"], attrs["compute_dtype"]) == (0.0, 0.5, "bfloat16")
+
+
+def test_one_of_several_processes(run, monkeypatch, capsys):
+    begun = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda: begun.append(1))
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    for command in ("surface", "line"):
+        assert cli.main([command, str(run), "--points", "3", "--distributed"]) == 0
+    assert begun == [1, 1]
+    assert not list(run.iterdir())  # process 0 writes
+    assert capsys.readouterr().out == ""
 
 
 def test_line_evaluates_train_and_test_along_one_direction(run, capsys):

@@ -5,11 +5,12 @@ point; `estimate` takes as many examples at each point as a tolerance needs.
 """
 
 from jaxscape.engine._exact import evaluate, mean_metrics
-from jaxscape.engine._program import WIDTHS, Load, Program, probe
+from jaxscape.engine._program import PRECISIONS, WIDTHS, Load, Program, probe
 from jaxscape.engine._result import Estimate, Evaluation
 from jaxscape.engine._tolerance import anchor_stride, anchors, estimate
 
 __all__ = [
+    "PRECISIONS",
     "WIDTHS",
     "Estimate",
     "Evaluation",

@@ -197,5 +197,5 @@ def _blocks(program: Program, coords: np.ndarray, bar: tqdm | None) -> Iterator[
 
 def progress_bar(points: int, progress: bool | None) -> tqdm:
     """Points done, points/s and time left; on one process only."""
-    disable: Any = None if progress is None else not progress
-    return tqdm(total=points, unit="point", desc="points", disable=disable or jax.process_index() > 0)
+    shown = progress if jax.process_index() == 0 else False
+    return tqdm(total=points, unit="point", desc="points", disable=None if shown is None else not shown)

@@ -1,0 +1,172 @@
+"""Exact surfaces: jaxscape against a strong PyTorch loop, in turns, on the same weights and data.
+
+    python -m benchmarks.exact [CASE ...] [--turns 5] [--seconds 4]
+
+Prints a table: images/s of both (medians over turns), the ratio to PyTorch's best variant and to its default, what
+share of the measured matrix-product peak jaxscape reaches, compile time, and the ratio to jaxscape without
+`fast_convolutions`. Both must give the same losses to 1e-4.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+import jaxscape as js
+from benchmarks import problems, torch_loop
+from jaxscape.engine import _program, _strategy
+
+CASES = ("mlp", "resnet20-8", "resnet56-8", "resnet20-32", "resnet56-32")
+WIDTHS = (64, 128, 128, 10)
+
+
+def mlp_params(seed: int = 0) -> Any:
+    """A plain dict of dense layers, He-initialized."""
+    keys = jax.random.split(jax.random.key(seed), len(WIDTHS))
+    return {
+        f"layer{i}": {"kernel": jax.random.normal(keys[i], (a, b)) * (2 / a) ** 0.5, "bias": jnp.zeros(b)}
+        for i, (a, b) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False))
+    }
+
+
+def mlp_loss(params: Any, batch: Any) -> jax.Array:
+    """Cross-entropy of each example."""
+    x = batch[0].reshape(len(batch[0]), -1)
+    for i in range(len(params)):
+        x = x @ params[f"layer{i}"]["kernel"] + params[f"layer{i}"]["bias"]
+        x = jax.nn.relu(x) if i + 1 < len(params) else x
+    return -jnp.take_along_axis(jax.nn.log_softmax(x), batch[1][:, None], axis=1)[:, 0]
+
+
+def problem(case: str) -> tuple[Any, Any, Callable[..., Any], Any, torch.nn.Module]:
+    """Params, batch statistics, loss, data and the PyTorch twin of a case."""
+    digits = js.datasets.load("digits")[0]
+    if case == "mlp":
+        return mlp_params(), {}, mlp_loss, digits, torch_loop.MLP(WIDTHS)
+    arch, size = case.split("-")
+    data = digits if size == "8" else problems.random_images(512)
+    params, stats, loss = problems.initialized(arch, data)
+    return params, stats, loss, data, torch_loop.ResNet(int(arch[6:]), data[0].shape[-1])
+
+
+def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
+    """How long it took, and what it gave."""
+    start = time.perf_counter()
+    found = run()
+    return time.perf_counter() - start, found
+
+
+def matmul_peak() -> float:
+    """FLOP/s of a 2048 x 2048 float32 matrix product on one device with all threads."""
+    a = jnp.ones((2048, 2048))
+    run = jax.jit(lambda a: a @ a)
+    run(a).block_until_ready()
+    return 2 * 2048**3 / min(seconds(lambda: run(a).block_until_ready())[0] for _ in range(5))
+
+
+def flops_per_image(loss: Callable[..., Any], params: Any, data: Any) -> float:
+    """Floating-point operations of one forward pass, as XLA counts the unrewritten function."""
+    one = jax.tree.map(lambda x: x[:1], tuple(data))
+    return jax.jit(loss).lower(params, one).cost_analysis()["flops"]
+
+
+def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
+    """One row of the table."""
+    params, stats, loss, data, net = problem(case)
+    directions = js.random_directions(0, params)
+    net.load_state_dict(torch_loop.tensors(params) | torch_loop.tensors(stats), strict=False)
+    net.eval()
+    weights, steps = torch_loop.tensors(params), [torch_loop.tensors(d) for d in directions]
+
+    def ours(points: int, loss: Callable[..., Any] = loss) -> np.ndarray:
+        grid = js.Grid.plane((0, 0.3, points), (0, 0.3, 2))
+        return js.surface(params, loss, tuple(data), directions=directions, grid=grid, progress=False)
+
+    def theirs(points: int, variant: Any) -> np.ndarray:
+        grid = js.Grid.plane((0, 0.3, points), (0, 0.3, 2)).points()
+        return torch_loop.surface(variant[1], weights, steps, grid, *variant[2:])
+
+    compile_seconds = seconds(lambda: ours(2))[0]
+    points = max(2, int(budget / 4 / seconds(lambda: ours(2))[0]) * 2)
+    _strategy._chosen.clear()
+    ours(points * 8 if case == "mlp" else points)  # settles the load
+    points = max(2, round(points * budget / seconds(lambda: ours(points))[0]))
+    variants = {variant[0]: variant for variant in torch_loop.variants(net, data)}
+    few = max(2, points // 8)
+    rates = {name: seconds(lambda v=v: theirs(few, v))[0] for name, v in variants.items()}
+    best, default = min(rates, key=rates.get), next(iter(variants))
+
+    def plain(points: int) -> np.ndarray:
+        """Without the rewrite; compiled anew, since the cache cannot tell."""
+        kept, _program.fast_convolutions = _program.fast_convolutions, lambda f: f
+        try:
+            return ours(points, unrewritten)
+        finally:
+            _program.fast_convolutions = kept
+
+    unrewritten = lambda p, b: loss(p, b)  # noqa: E731  (another function to the cache)
+    plain(2)
+    times: dict[str, list[float]] = {"ours": [], "best": [], "default": [], "plain": []}
+    for _ in range(turns):
+        spent, found = seconds(lambda: ours(points))
+        times["ours"].append(spent)
+        spent, expected = seconds(lambda: theirs(points, variants[best]))
+        times["best"].append(spent)
+        times["default"].append(seconds(lambda: theirs(points, variants[default]))[0])
+        times["plain"].append(seconds(lambda: plain(points))[0])
+    np.testing.assert_allclose(found.loss.values.ravel(), expected, rtol=1e-4)
+    images = (2 * points + 1) * len(data[1]), 2 * points * len(data[1])  # ours evaluates the center as well
+    ratio = {
+        name: statistics.median(
+            images[0] / a / (images[1 if name != "plain" else 0] / b) for a, b in zip(times["ours"], spent, strict=True)
+        )
+        for name, spent in times.items()
+    }
+    ours_rate = images[0] / statistics.median(times["ours"])
+    return {
+        "case": case,
+        "images/s": round(ours_rate),
+        "PyTorch best": f"{images[1] / statistics.median(times['best']):.0f} ({best})",
+        "ratio": f"{ratio['best']:.2f}",
+        "PyTorch default": round(images[1] / statistics.median(times["default"])),
+        "to default": f"{ratio['default']:.2f}",
+        "without rewrite": f"{ratio['plain']:.2f}",
+        "of peak": f"{ours_rate * flops_per_image(loss, params, data) / matmul_peak():.0%}",
+        "first call s": f"{compile_seconds:.1f}",
+        "load": f"{found.attrs['batch_size']} x {found.attrs['points_per_step']}",
+    }
+
+
+def main() -> None:
+    """Measure the cases named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4, help="of each program in each turn")
+    parser.add_argument("--devices", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", args.devices)
+    torch.set_num_threads(os.cpu_count() or 1)
+    print(
+        f"{os.cpu_count()} cores, {args.devices} devices, jax {jax.__version__}, torch {torch.__version__}, "
+        f"{args.turns} turns"
+    )
+    print(f"matrix product: {matmul_peak() / 1e9:.0f} GFLOP/s")
+    rows = []
+    for case in args.cases or CASES:
+        rows.append(measure(case, args.turns, args.seconds))
+        print(" | ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+    print("\n| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(map(str, row.values())) + " |")
+
+
+if __name__ == "__main__":
+    main()

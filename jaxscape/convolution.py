@@ -184,7 +184,75 @@ def _form(eqn: Any, in_loop: bool) -> Form | None:
         return as_matrix
     if in_loop:
         return as_patches if taps <= math.prod(spec.out_space) else as_matrix
-    return None
+    return as_pairs if _has_pairs(spec, kernel.shape) else None
+
+
+def _has_pairs(spec: _Spec, kernel: tuple[int, ...]) -> bool:
+    """Whether a convolution has so few output features that two pixels at once are faster, and pixels that pair up."""
+    width, features = kernel[spec.dimension_numbers.rhs_spec[-1]], kernel[spec.dimension_numbers.rhs_spec[0]]
+    adjacent = spec.strides[-1] == spec.lhs_dilation[-1] == spec.rhs_dilation[-1] == spec.groups == 1
+    return adjacent and features <= 16 and width >= 3 and spec.out_space[-1] % 2 == 0
+
+
+def as_pairs(x: Array, kernel: Array, spec: _Spec) -> Array:
+    """A native convolution that makes two neighbouring pixels at once, as twice the output features.
+
+    On a CPU with 16 floats in a register, 16 features leave the matrix product that Eigen makes of a convolution too
+    narrow: at 32x32 pixels, 16 features, pairs reach 100 GFLOP/s where single pixels reach 54, though the kernel,
+    one pixel wider, multiplies a third more. From 32 features on it does not pay.
+
+    Its derivative is that of the single pixels: the gradient of a convolution with strides is slow.
+
+    Returns:
+        What the convolution gives, to rounding.
+    """
+    return _pairs(spec)(x, kernel)
+
+
+@functools.lru_cache(maxsize=256)
+def _pairs(spec: _Spec) -> Callable[[Array, Array], Array]:
+    def native(x: Array, kernel: Array) -> Array:
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            spec.strides,
+            spec.padding,
+            spec.lhs_dilation,
+            spec.rhs_dilation,
+            spec.dimension_numbers,
+            precision=spec.precision,
+            preferred_element_type=spec.dtype,
+        )
+
+    @jax.custom_jvp
+    def pairs(x: Array, kernel: Array) -> Array:
+        x, kernel = spec.operands(x, kernel)
+        space, last = range(1, x.ndim - 1), kernel.ndim - 3
+        zero = jnp.zeros((), kernel.dtype)
+        none = [(0, 0, 0)] * kernel.ndim
+        sides = [lax.pad(kernel, zero, [*none[:last], (i, 1 - i, 0), *none[last + 1 :]]) for i in (0, 1)]
+        layout = lax.ConvDimensionNumbers(
+            (0, x.ndim - 1, *space), (last + 2, last + 1, *range(last + 1)), (0, x.ndim - 1, *space)
+        )
+        y = lax.conv_general_dilated(
+            x,
+            jnp.concatenate(sides, axis=-1),
+            (*spec.strides[:-1], 2),
+            spec.padding,
+            spec.lhs_dilation,
+            spec.rhs_dilation,
+            layout,
+            precision=spec.precision,
+            preferred_element_type=spec.dtype,
+        )
+        return spec.result(y.reshape(len(x), *spec.out_space, kernel.shape[-1]))
+
+    @pairs.defjvp
+    def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+        (x, kernel), (dx, dkernel) = primals, tangents
+        return pairs(x, kernel), native(dx, kernel) + native(x, dkernel)
+
+    return pairs
 
 
 def as_matrix(x: Array, kernel: Array, spec: _Spec) -> Array:

@@ -2,7 +2,7 @@
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,notebooks,dev]'
 
-.PHONY: env demo test test-all lint clean
+.PHONY: env demo test test-all lint bench clean
 
 env: .venv/installed
 
@@ -40,6 +40,12 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: env
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m benchmarks.exact
+	$(BIN)/python -m benchmarks.tolerance
+	$(BIN)/python -m benchmarks.scaling
 
 clean:
 	rm -rf .venv demo

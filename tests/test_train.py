@@ -261,6 +261,27 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert peaks[1] - peaks[0] < 15_000, peaks  # KiB; storing the points' params would take 1.4 GB more
 
 
+@pytest.mark.slow
+def test_peak_memory_of_a_large_model():
+    code = """
+import resource, jax, jax.numpy as jnp, jaxscape as js
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+n = 7300
+params = {"a": jnp.ones((64, n)), "b": jnp.ones((n, n)) / n, "c": jnp.ones((n, 10))}
+loss = lambda p, x: (jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]).mean(-1)
+before = peak()
+js.surface(params, loss, jnp.ones((64, 64)), grid=js.Grid.plane((-1, 1, 2), (-1, 1, 2)), progress=False)
+size = sum(leaf.nbytes for leaf in params.values()) / 2**20
+print(size, before, peak())
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    size, before, after = map(float, done.stdout.split())
+    assert size > 4 * 53e6 / 2**20
+    assert after - before < 5 * size  # the params themselves are the sixth
+
+
 def test_datasets_are_those_of_the_run(run):
     for one, other in zip((run.data, run.test_data), datasets.load("digits"), strict=True):
         np.testing.assert_array_equal(one.images, other.images)

@@ -1,0 +1,66 @@
+"""How the time of an exact surface grows with points, examples, parameters and devices: one plot.
+
+python -m benchmarks.scaling --out docs/scaling.png
+"""
+
+import argparse
+import os
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+from jax.sharding import Mesh
+
+import jaxscape as js
+from benchmarks import problems
+from benchmarks.exact import seconds
+from jaxscape import plot, trees
+
+
+def median(run: Callable[[], Any]) -> float:
+    """Median seconds of three calls after one that compiles."""
+    run()
+    return statistics.median(seconds(run)[0] for _ in range(3))
+
+
+def main() -> None:
+    """Measure and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="docs/scaling.png")
+    args = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    digits = problems.extended_digits(8192)
+    models = {arch: problems.initialized(arch, digits) for arch in ("resnet20", "resnet32", "resnet56", "resnet110")}
+
+    def run(points: int = 32, examples: int = 1024, arch: str = "resnet20", devices: int | None = None) -> float:
+        params, _, loss = models[arch]
+        mesh = Mesh(np.array(jax.devices()[:devices]), ("points",))
+        data = tuple(x[:examples] for x in digits)
+        options = {"grid": js.Grid.line(0, 1, points), "batch_size": 32, "mesh": mesh, "progress": False}
+        return median(lambda: js.surface(params, loss, data, **options))
+
+    sweeps = {
+        "points": {n: run(points=n) for n in (8, 16, 32, 64, 128)},
+        "examples": {n: run(examples=n) for n in (256, 512, 1024, 2048, 4096, 8192)},
+        "parameters": {trees.size(models[arch][0]): run(arch=arch) for arch in models},
+        "devices": {n: run(devices=n) for n in range(1, (os.cpu_count() or 1) + 1)},
+    }
+    figure, axes = plt.subplots(1, 4, figsize=(11, 2.8), layout="constrained", sharey=True)
+    for ax, (name, times) in zip(axes, sweeps.items(), strict=True):
+        x, y = np.array([*times]), np.array([*times.values()])
+        power = -1.0 if name == "devices" else 1.0
+        ax.loglog(x, y, "o-", label="measured")
+        ax.loglog(x, y[-1] * (x / x[-1]) ** power, ":", color="0.5", label="proportional" if power > 0 else "inverse")
+        ax.set(xlabel=name)
+        ax.legend()
+        print(name, {n: round(t, 3) for n, t in times.items()}, flush=True)
+    axes[0].set_ylabel("seconds")
+    figure.suptitle("ResNet on 8x8 digits: 32 points, 1024 examples, ResNet-20, all devices, one varied at a time")
+    print(plot.save(figure, args.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -21,7 +21,7 @@ import torch
 
 import jaxscape as js
 from benchmarks import problems, torch_loop
-from jaxscape.engine import _program, _strategy
+from jaxscape.engine import _compile, _strategy
 
 CASES = ("mlp", "resnet20-8", "resnet56-8", "resnet20-32", "resnet56-32")
 WIDTHS = (64, 128, 128, 10)
@@ -105,11 +105,11 @@ def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
 
     def plain(points: int) -> np.ndarray:
         """Without the rewrite; compiled anew, since the cache cannot tell."""
-        kept, _program.fast_convolutions = _program.fast_convolutions, lambda f: f
+        kept, _compile.fast_convolutions = _compile.fast_convolutions, lambda f: f
         try:
             return ours(points, unrewritten)
         finally:
-            _program.fast_convolutions = kept
+            _compile.fast_convolutions = kept
 
     unrewritten = lambda p, b: loss(p, b)  # noqa: E731  (another function to the cache)
     plain(2)

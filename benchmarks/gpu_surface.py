@@ -47,8 +47,8 @@ def main() -> None:
                 program = Program(loss, params, directions.basis, tuple(data), load, compute_dtype=dtype)
                 last = min(program.local_batches, max(1, 20_000 // load.batch_size))
                 point = np.zeros((load.points_per_step * jax.device_count(), 2))
-                compiled = seconds(lambda p=program, x=point, n=last: p.summaries(x, n))[0]
-                spent = min(seconds(lambda p=program, x=point, n=last: p.summaries(x, n))[0] for _ in range(2))
+                compiled = seconds(lambda p=program, x=point, n=last: p.summaries(x, n)())[0]
+                spent = min(seconds(lambda p=program, x=point, n=last: p.summaries(x, n)())[0] for _ in range(2))
             except jax.errors.JaxRuntimeError as error:
                 print(f"{dtype} {tuple(load)}: {str(error).splitlines()[0][:80]}")
                 continue

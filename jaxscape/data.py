@@ -3,11 +3,7 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
-
-from jaxscape.types import Data
 
 
 def num_examples(data: Any) -> int:
@@ -56,21 +52,3 @@ def as_batch_size(batch_size: Any, examples: int) -> int:
     if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}, expected 'auto' or a positive integer.")
     return min(int(batch_size), examples)
-
-
-def batch_sizes(examples: int, batch_size: int) -> np.ndarray:
-    """The size of each batch in order: all full but perhaps the last.
-
-    >>> batch_sizes(10, 4)
-    array([4, 4, 2])
-
-    Returns:
-        Integers that add up to ``examples``.
-    """
-    full, ragged = divmod(examples, batch_size)
-    return np.array([batch_size] * full + [ragged] * bool(ragged))
-
-
-def take_batch(data: Data, start: int | Int[Array, ""], length: int) -> Data:
-    """Examples ``start`` to ``start + length``; ``start`` may be traced."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(jnp.asarray(x), start, length), data)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 import jaxscape as js
 from jaxscape import engine
-from jaxscape.engine import Load, Program, _program, _strategy
+from jaxscape.engine import Load, Program, _compile, _program, _strategy
 from tests.problems import classification_data, mlp_loss, mlp_params
 
 PARAMS, DATA = mlp_params(), classification_data(examples=37)
@@ -77,7 +77,7 @@ def test_batches_hold_every_example_once(examples, batch_size, shares):
 def test_values_of_single_examples_and_their_rows():
     for share in (mesh(8), mesh(2, 4)):
         program = Program(mlp_loss, PARAMS, DIRECTIONS.basis, DATA, Load(4), mesh=share)
-        values = program.values(np.zeros((3, 2)), 1, program.local_batches)
+        values = program.values(np.zeros((3, 2)), 1, program.local_batches)()
         rows = program.examples(1, program.local_batches)
         expected = np.asarray(mlp_loss(PARAMS, DATA)["loss"])
         np.testing.assert_allclose(values["loss"], np.broadcast_to(expected[rows], (3, len(rows))), rtol=1e-6)
@@ -103,7 +103,7 @@ def test_precision_reaches_the_products():
         jaxpr = jax.make_jaxpr(loss)(PARAMS, DATA)
         return {str(eqn.params["precision"]) for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"}
 
-    assert "HIGHEST" in str(uses(_program._in_precision(mlp_loss, "float32")))
+    assert "HIGHEST" in str(uses(_compile.in_precision(mlp_loss, "float32")))
 
 
 def test_unknown_precision_and_width():
@@ -119,14 +119,14 @@ def test_unknown_precision_and_width():
 @pytest.fixture
 def small_memory(monkeypatch):
     """A device whose memory holds 16 examples times points."""
-    call = Program._call
+    send = Program._send
 
     def limited(self, *args, **kwargs):
         if self.load.batch_size * self.load.points_per_step > 16:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 2 bytes")
-        return call(self, *args, **kwargs)
+        return send(self, *args, **kwargs)
 
-    monkeypatch.setattr(Program, "_call", limited)
+    monkeypatch.setattr(Program, "_send", limited)
 
 
 @pytest.mark.usefixtures("small_memory")
@@ -144,7 +144,7 @@ def test_other_failures_and_hopeless_ones_are_raised(monkeypatch):
         def call(self, *args, **kwargs):
             raise jax.errors.JaxRuntimeError(message)
 
-        monkeypatch.setattr(Program, "_call", call)
+        monkeypatch.setattr(Program, "_send", call)
 
     fail("INTERNAL: broken")
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
@@ -174,7 +174,7 @@ def clock(monkeypatch):
 
 
 def choose(examples=5000, fixed=(None, None), loss=mlp_loss, params=PARAMS, key=None, points=10**9):
-    data = classification_data(examples=examples) if loss is mlp_loss else (np.ones((examples, 9, 9, 3)),)
+    data = classification_data(examples=examples) if loss is mlp_loss else (np.ones((examples, 9, 9, 5)),)
     basis = jax.tree.map(lambda x: x[None], params)
     return _strategy.choose_load(
         lambda load: Program(loss, params, basis, data, load, mesh=mesh(1)), data, points, key, fixed
@@ -214,6 +214,15 @@ def test_a_choice_is_kept_for_the_process(clock):
     assert len(_strategy._chosen) == 64
 
 
+def test_a_choice_cut_short_is_made_anew_for_larger_work(clock, monkeypatch):
+    clock.cost = distance(512, 16)
+    monkeypatch.setattr(_strategy, "WORTH", np.inf)
+    assert choose(key="f") == (32, 1)
+    monkeypatch.undo()
+    monkeypatch.setattr(_strategy, "_measure", lambda program: clock.cost(program.load))
+    assert choose(key="f") == (512, 16)
+
+
 def test_small_work_is_not_worth_a_trial(clock, monkeypatch):
     def slow(program):
         clock.tried.append(program.load)
@@ -240,7 +249,7 @@ def test_native_convolutions_are_not_vmapped_on_a_cpu(clock):
         return jax.lax.conv(batch[0].transpose(0, 3, 1, 2), kernel, (1, 1), "SAME").mean((1, 2, 3))
 
     clock.cost = distance(128, 64)
-    assert choose(examples=200, loss=loss, params=jnp.ones((2, 3, 3, 3))) == (128, 1)
+    assert choose(examples=200, loss=loss, params=jnp.ones((2, 5, 3, 3))) == (128, 1)
 
 
 def test_a_real_trial_measures(monkeypatch):

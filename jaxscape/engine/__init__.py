@@ -4,8 +4,9 @@
 point; `estimate` takes as many examples at each point as a tolerance needs.
 """
 
+from jaxscape.engine._compile import PRECISIONS, WIDTHS, probe
 from jaxscape.engine._exact import evaluate, mean_metrics
-from jaxscape.engine._program import PRECISIONS, WIDTHS, Load, Program, probe
+from jaxscape.engine._program import Load, Program
 from jaxscape.engine._result import Estimate, Evaluation
 from jaxscape.engine._tolerance import anchor_stride, anchors, estimate
 

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from jaxscape.data import num_examples
-from jaxscape.engine._program import CAPACITY, Load, Program, agree
+from jaxscape.engine._compile import CAPACITY
+from jaxscape.engine._program import Load, Pending, Program, agree, ahead
 from jaxscape.engine._result import Estimate, Evaluation
 from jaxscape.engine._strategy import choose_load
 from jaxscape.types import Data, LossFn, Params
@@ -181,18 +182,25 @@ def _join(parts: list[tuple[np.ndarray, bool]]) -> Estimate:
 
 def _blocks(program: Program, coords: np.ndarray, bar: tqdm | None) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
     """Send the points to the devices in calls of about CALL_SECONDS; yield rows and their summaries as they come."""
-    width = program.load.points_per_step
-    done, block = 0, program.capacity * width // CAPACITY  # one step of each device
-    while done < len(coords):
-        rows = slice(done, min(done + block, len(coords)))
-        start = time.perf_counter()
-        yield rows, program.summaries(coords[rows])
+    step = program.capacity * program.load.points_per_step // CAPACITY  # one step of each device
+    block = step
+
+    def calls() -> Iterator[tuple[slice, Pending]]:
+        done = 0
+        while done < len(coords):
+            rows = slice(done, min(done + block, len(coords)))
+            yield rows, program.summaries(coords[rows])
+            done = rows.stop
+
+    start = time.perf_counter()
+    for rows, summaries in ahead(calls()):
+        yield rows, summaries
         if bar is not None:
             bar.update(rows.stop - rows.start)
-        done = rows.stop
+        now = time.perf_counter()
+        wanted = (rows.stop - rows.start) * CALL_SECONDS / agree(now - start)
         # At most twice as many as before: the first call's time is mostly compilation.
-        wanted = block * CALL_SECONDS / agree(time.perf_counter() - start)
-        block = int(np.clip(wanted, program.capacity * width // CAPACITY, min(2 * block, program.capacity)))
+        block, start = int(np.clip(wanted, step, min(2 * block, program.capacity))) // step * step, now
 
 
 def progress_bar(points: int, progress: bool | None) -> tqdm:

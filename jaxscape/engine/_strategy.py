@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from jaxscape.data import num_examples
-from jaxscape.engine._program import CAPACITY, Load, Program, agree
+from jaxscape.engine._compile import CAPACITY
+from jaxscape.engine._program import Load, Program, agree
 from jaxscape.types import Data
 
 FIRST_BATCH = 32, 128  # on a CPU (ResNet-20, 32x32: 2707 images/s at 32, 2388 at 128, for the cache), and elsewhere
@@ -54,7 +55,7 @@ def choose_load(
             best = _climb(trial, best, lambda at: at._replace(batch_size=max(at.batch_size // 2, 1)))
     if width is None and not trial.has_slow_vmap(best):
         best = _climb(trial, best, lambda at: at._replace(points_per_step=min(4 * at.points_per_step, CAPACITY)))
-    if trial.seconds:  # else nothing was measured: larger work may be worth it later
+    if not trial.refused:  # else larger work may be worth more trials later
         _chosen[key] = best
         while len(_chosen) > 64:
             del _chosen[next(iter(_chosen))]
@@ -78,6 +79,7 @@ class _Trial:
         self.make, self.work = make, work
         self.seconds: dict[Load, float] = {}
         self.spent = 0.0  # by the last trial, compilation included
+        self.refused = False
 
     def __call__(self, load: Load) -> float:
         """Measure, or remember."""
@@ -94,7 +96,9 @@ class _Trial:
 
     def pays(self, load: Load) -> bool:
         """Whether the work at this load would take longer than WORTH further trials."""
-        return self.work * self(load) > WORTH * self.spent
+        worth = self.work * self(load) > WORTH * self.spent
+        self.refused |= not worth
+        return worth
 
     def has_slow_vmap(self, load: Load) -> bool:
         """On a CPU a vmapped convolution is 8 to 9 times slower, and takes 17 s to find that out."""
@@ -105,10 +109,10 @@ def _measure(program: Program) -> float:
     """Seconds per point and example: the better of two calls after the one that compiles."""
     points = np.zeros((program.load.points_per_step * program.capacity // CAPACITY, program.num_axes))
     last = min(program.local_batches, max(1, TRIAL_EXAMPLES // program.load.batch_size))
-    program.summaries(points, last)
+    program.summaries(points, last)()
     times = []
     for _ in range(2):
         start = time.perf_counter()
-        program.summaries(points, last)
+        program.summaries(points, last)()
         times.append(time.perf_counter() - start)
     return min(times) / (len(points) * program.count(last))

@@ -18,8 +18,9 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from jaxscape.data import num_examples
+from jaxscape.engine._compile import CAPACITY
 from jaxscape.engine._exact import progress_bar, with_retries
-from jaxscape.engine._program import CAPACITY, Load, Program
+from jaxscape.engine._program import Load, Program, ahead
 from jaxscape.engine._regression import Sample
 from jaxscape.engine._result import Estimate, Evaluation
 from jaxscape.engine._strategy import choose_load
@@ -126,8 +127,9 @@ def _sample(
     batches = program.local_batches
     held = np.cumsum([0, *(program.count(i + 1) - program.count(i) for i in range(batches))])  # before each batch
     full: dict[str, list[np.ndarray]] = {name: [] for name in program.per_example}
-    for rows in _blocks(np.flatnonzero(exact), program, held[-1]):
-        for name, values in program.values(coords[rows], 0, batches).items():
+    blocks = _blocks(np.flatnonzero(exact), program, held[-1])
+    for rows, found in ahead((rows, program.values(coords[rows], 0, batches)) for rows in blocks):
+        for name, values in found.items():
             full[name].append(values)
         told(len(rows))
     nearest = _nearest(coords, exact)
@@ -138,8 +140,10 @@ def _sample(
     while (waiting := np.flatnonzero(target > done)).size:
         for first, last in sorted({(done[i], target[i]) for i in waiting}):
             same = waiting[(done[waiting] == first) & (target[waiting] == last)]
-            for rows in _blocks(same, program, held[last] - held[first]):
-                for name, values in program.values(coords[rows], first, last).items():
+            blocks = _blocks(same, program, held[last] - held[first])
+            calls = ((rows, program.values(coords[rows], first, last)) for rows in blocks)
+            for rows, found in ahead(calls):
+                for name, values in found.items():
                     samples[name].add(rows, program.examples(first, last), values)
                 done[rows] = last
         for sample in samples.values():

@@ -21,7 +21,7 @@ import torch
 
 import jaxscape as js
 from benchmarks import problems, torch_loop
-from jaxscape.engine import _compile, _strategy
+from jaxscape.engine import _compile
 
 CASES = ("mlp", "resnet20-8", "resnet56-8", "resnet20-32", "resnet56-32")
 WIDTHS = (64, 128, 128, 10)
@@ -80,26 +80,29 @@ def flops_per_image(loss: Callable[..., Any], params: Any, data: Any) -> float:
 def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
     """One row of the table."""
     params, stats, loss, data, net = problem(case)
-    directions = js.random_directions(0, params)
+    directions = js.random_directions(0, params, num=1)
     net.load_state_dict(torch_loop.tensors(params) | torch_loop.tensors(stats), strict=False)
     net.eval()
     weights, steps = torch_loop.tensors(params), [torch_loop.tensors(d) for d in directions]
 
     def ours(points: int, loss: Callable[..., Any] = loss) -> np.ndarray:
-        grid = js.Grid.plane((0, 0.3, points), (0, 0.3, 2))
+        grid = js.Grid.line(0, 0.3, points)
         return js.surface(params, loss, tuple(data), directions=directions, grid=grid, progress=False)
 
     def theirs(points: int, variant: Any) -> np.ndarray:
-        grid = js.Grid.plane((0, 0.3, points), (0, 0.3, 2)).points()
+        grid = js.Grid.line(0, 0.3, points).points()
         return torch_loop.surface(variant[1], weights, steps, grid, *variant[2:])
 
-    compile_seconds = seconds(lambda: ours(2))[0]
-    points = max(2, int(budget / 4 / seconds(lambda: ours(2))[0]) * 2)
-    _strategy._chosen.clear()
-    ours(points * 8 if case == "mlp" else points)  # settles the load
-    points = max(2, round(points * budget / seconds(lambda: ours(points))[0]))
+    def odd(seconds_per_point: float) -> int:
+        """Points for the budget, odd: with the center, which ours adds, the devices share them evenly."""
+        return max(1, round(budget / seconds_per_point / 2) * 2 - 1)
+
+    compile_seconds = seconds(lambda: ours(1))[0]
+    points = odd(seconds(lambda: ours(3))[0] / 4)
+    ours(8 * points)  # settles the load
+    points = odd(seconds(lambda: ours(points))[0] / (points + 1))
     variants = {variant[0]: variant for variant in torch_loop.variants(net, data)}
-    few = max(2, points // 8)
+    few = max(1, points // 8)
     rates = {name: seconds(lambda v=v: theirs(few, v))[0] for name, v in variants.items()}
     best, default = min(rates, key=rates.get), next(iter(variants))
 
@@ -112,7 +115,7 @@ def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
             _compile.fast_convolutions = kept
 
     unrewritten = lambda p, b: loss(p, b)  # noqa: E731  (another function to the cache)
-    plain(2)
+    plain(1)
     times: dict[str, list[float]] = {"ours": [], "best": [], "default": [], "plain": []}
     for _ in range(turns):
         spent, found = seconds(lambda: ours(points))
@@ -121,8 +124,9 @@ def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
         times["best"].append(spent)
         times["default"].append(seconds(lambda: theirs(points, variants[default]))[0])
         times["plain"].append(seconds(lambda: plain(points))[0])
+    print({k: [round(t, 2) for t in v] for k, v in times.items()}, points, found.attrs["batch_size"])
     np.testing.assert_allclose(found.loss.values.ravel(), expected, rtol=1e-4)
-    images = (2 * points + 1) * len(data[1]), 2 * points * len(data[1])  # ours evaluates the center as well
+    images = (points + 1) * len(data[1]), points * len(data[1])  # ours evaluates the center as well
     ratio = {
         name: statistics.median(
             images[0] / a / (images[1 if name != "plain" else 0] / b) for a, b in zip(times["ours"], spent, strict=True)

@@ -124,7 +124,6 @@ def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
         times["best"].append(spent)
         times["default"].append(seconds(lambda: theirs(points, variants[default]))[0])
         times["plain"].append(seconds(lambda: plain(points))[0])
-    print({k: [round(t, 2) for t in v] for k, v in times.items()}, points, found.attrs["batch_size"])
     np.testing.assert_allclose(found.loss.values.ravel(), expected, rtol=1e-4)
     images = (points + 1) * len(data[1]), points * len(data[1])  # ours evaluates the center as well
     ratio = {

@@ -238,6 +238,13 @@ def test_line_has_a_band_of_two_standard_errors_and_accuracy_in_percent():
     np.testing.assert_allclose(right.lines[0].get_ydata(), 90)
 
 
+def test_a_band_that_reaches_zero_ends_a_decade_below_on_a_log_axis():
+    ax = plot.line(line(lambda x: 1 + x**2, loss_stderr=5.0), log=True)
+    band = ax.collections[0].get_paths()[0].vertices
+    at_zero = band[np.isclose(band[:, 0], 0), 1]
+    np.testing.assert_allclose([at_zero.min(), at_zero.max()], [0.1, 11])
+
+
 def test_line_compares_train_and_test_and_counts_each():
     def broken(x):
         return np.where(x > 0.85, np.nan, 1 + x**2)

@@ -146,7 +146,9 @@ def _curve(ax: Axes, result: xr.Dataset, metric: str, colour: str, dashes: str) 
     if f"{metric}_stderr" in result:
         error = (100 if metric in FRACTIONS else 1) * pick(result, f"{metric}_stderr").values
         band = np.where(good & np.isfinite(error), error, np.nan)
-        ax.fill_between(x, y - 2 * band, y + 2 * band, color=colour, alpha=0.2, lw=0)
+        # On a logarithmic axis a band that reaches zero has no lower edge: a decade of it is shown.
+        lower = np.maximum(y - 2 * band, y / 10) if ax.get_yscale() == "log" else y - 2 * band
+        ax.fill_between(x, lower, y + 2 * band, color=colour, alpha=0.2, lw=0)
     edge = ax.get_xaxis_transform()  # x in data, y in fractions of the axes
     ax.plot(x[~good], np.ones((~good).sum()), "x", color=colour, ms=4, transform=edge, clip_on=False)
 

@@ -72,8 +72,9 @@ def _draw_surface3d(ax: Axes, one: Field, scale: Scale) -> str:
     ax.set_zticks(height(ticks), [number(v) for v in ticks])
     # Long labels leave the picture along slanted axes: the symbols must do. The colour bar names the height.
     ax.set(xlabel=one.labels[0].partition(" (")[0], ylabel=one.labels[1].partition(" (")[0])
-    for axis, side in ((ax.xaxis, "right"), (ax.yaxis, "left")):  # away from each other where the axes meet
-        axis.set_tick_params(pad=-3)
+    # Labels stand away from each other where two axes meet: x and y in front, y and z on the right.
+    for axis, side, pad in ((ax.xaxis, "right", -3), (ax.yaxis, "left", 1)):
+        axis.set_tick_params(pad=pad)
         for label in axis.get_ticklabels():
             label.set_horizontalalignment(side)
     ax.set_box_aspect(None, zoom=0.92)

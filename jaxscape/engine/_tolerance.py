@@ -39,7 +39,7 @@ def anchor_stride(examples: int, rtol: float, points: Sequence[int]) -> int:
     (ResNet-20 on digits) and less on a finer one. The stride makes the sum least.
 
     >>> anchor_stride(20_000, 0.01, (31, 31))
-    7
+    8
 
     Returns:
         At least 2.

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from jaxscape.data import num_examples
-from jaxscape.engine._compile import CAPACITY
+from jaxscape.engine._compile import CAPACITY, probe
 from jaxscape.engine._exact import progress_bar, with_retries
 from jaxscape.engine._program import Load, Program, ahead
 from jaxscape.engine._regression import Sample
@@ -98,6 +98,8 @@ def estimate(
         ValueError: loss_fn gives means of batches.
     """
     examples = num_examples(data)
+    if not all(probe(loss_fn, params, data, min(2, examples)).values()):
+        raise ValueError("rtol needs the loss of each example, but loss_fn returned the mean of a batch.")
     order = np.random.default_rng(seed).permutation(examples)
     shuffled = jax.tree.map(lambda x: x[order], data)
 
@@ -109,11 +111,8 @@ def estimate(
     with progress_bar(len(coords), progress) as bar:
 
         def run(load: Load) -> dict[str, Sample]:
-            program = make(load)
-            if not all(program.per_example.values()):
-                raise ValueError("rtol needs the loss of each example, but loss_fn returned the mean of a batch.")
             bar.reset()
-            return _sample(program, coords, exact, rtol, atol, bar.update)
+            return _sample(make(load), coords, exact, rtol, atol, bar.update)
 
         samples, used = with_retries(run, chosen)
     metrics = {name: Estimate(sample.mean, sample.stderr) for name, sample in samples.items()}

@@ -193,15 +193,30 @@ def random_directions(
     return Directions(jax.tree.unflatten(treedef, basis), tuple(rules), tuple((k, str(v)) for k, v in recipe.items()))
 
 
+CHUNK = 2**20  # entries drawn at a time: the generator needs 12 bytes more for each, 3 times a whole large leaf
+
+
 @functools.partial(jax.jit, static_argnames=("norm", "axes"))
 def _draw(keys: PRNGKeyArray, index: int, leaf: Array, norm: Norm | None, axes: tuple[int, ...]) -> Array:
     """One leaf of every direction; compiled once per shape, not once per model."""
 
     def one(key: PRNGKeyArray) -> Array:
-        noise = jax.random.normal(jax.random.fold_in(key, index), leaf.shape, trees.working_dtype(leaf))
-        return rescale(noise, leaf, norm, axes)
+        noise = _normal(jax.random.fold_in(key, index), leaf.size, trees.working_dtype(leaf))
+        return rescale(noise.reshape(leaf.shape), leaf, norm, axes)
 
-    return jax.vmap(one)(keys)
+    return jax.lax.map(one, keys)
+
+
+def _normal(key: PRNGKeyArray, size: int, dtype: Any) -> Array:
+    """``size`` normal numbers, a chunk at a time, each chunk from its own key."""
+    if size <= CHUNK:
+        return jax.random.normal(key, (size,), dtype)
+
+    def chunk(i: Array, noise: Array) -> Array:
+        drawn = jax.random.normal(jax.random.fold_in(key, i), (CHUNK,), dtype)
+        return jax.lax.dynamic_update_slice(noise, drawn, (i * CHUNK,))  # the last start is moved to fit
+
+    return jax.lax.fori_loop(0, -(-size // CHUNK), chunk, jnp.zeros(size, dtype))
 
 
 def _as_key(key: PRNGKeyArray | int) -> PRNGKeyArray:

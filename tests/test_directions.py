@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import jaxscape as js
-from jaxscape import trees
+from jaxscape import directions, trees
 
 RNG = np.random.default_rng(0)
 PARAMS = {
@@ -64,7 +65,7 @@ def reference(norm, raw, weights):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("ignore", ["bias_norm", None])
 def test_normalizations_against_loops(norm, ignore):
-    raw = js.random_directions(2, PARAMS, num=1, norm=None, ignore=None)[0]
+    raw = js.random_directions(2, PARAMS, num=1, norm=None)[0]
     direction = js.random_directions(2, PARAMS, num=1, norm=norm, ignore=ignore)[0]
     for d, r, w in zip(*map(jax.tree.leaves, (direction, raw, PARAMS)), strict=True):
         zero = ignore == "bias_norm" and w.ndim <= 1
@@ -199,3 +200,12 @@ def test_dot_keeps_full_precision_and_displace_is_affine():
     point = trees.displace(PARAMS, two.basis, jnp.array([2.0, -0.5]))
     expected = jax.tree.map(lambda p, d, e: p + 2 * d - 0.5 * e, PARAMS, two[0], two[1])
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), point, expected)
+
+
+def test_a_large_leaf_is_normal_in_every_chunk():
+    size = 2 * directions.CHUNK + 5
+    leaf = np.asarray(js.random_directions(0, jnp.ones((size, 1), jnp.float32), num=1, norm=None).basis[0, :, 0])
+    for part in (leaf[: directions.CHUNK], leaf[directions.CHUNK : 2 * directions.CHUNK]):
+        assert scipy.stats.kstest(part, "norm").pvalue > 1e-3
+    assert np.count_nonzero(leaf) == size
+    assert abs(np.corrcoef(leaf[: directions.CHUNK], leaf[-directions.CHUNK :])[0, 1]) < 5e-3

@@ -270,9 +270,8 @@ def peak():
 def measure(n):
     fill = lambda *shape: jnp.asarray(np.full(shape, 1 / n, np.float32))
     params = {"a": fill(64, n), "b": fill(n, n), "c": fill(n, 10)}
-    directions = js.Directions(jax.tree.map(lambda x: jnp.full((2, *x.shape), 1e-3, x.dtype), params))
     loss = lambda p, x: (jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]).mean(-1)
-    js.surface(params, loss, jnp.ones((64, 64)), directions=directions, grid=js.Grid.plane((-1, 1, 2), (-1, 1, 2)))
+    js.surface(params, loss, jnp.ones((64, 64)), grid=js.Grid.plane((-1, 1, 2), (-1, 1, 2)))
     return sum(leaf.nbytes for leaf in params.values()) / 2**20
 measure(8)
 before = peak()

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 import models
 from jaxscape import datasets, runs, trees
-from jaxscape.convolution import fast_convolutions
+from jaxscape.convolution import compiler_options, fast_convolutions
 from jaxscape.engine import mean_metrics
 from jaxscape.types import LossFn, Params
 
@@ -106,7 +106,7 @@ def make_step(graphdef: Any, optimizer: optax.GradientTransformation) -> Callabl
         losses = optax.softmax_cross_entropy_with_integer_labels(model(images, train=True), labels)
         return losses.mean(), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options())
     def step(state: TrainState, data: datasets.Split, rows: Int[Array, " batch"]) -> TrainState:
         gradient = jax.grad(fast_convolutions(mean_loss), has_aux=True)
         grads, batch_stats = gradient(state.params, state.batch_stats, data.images[rows], data.labels[rows])

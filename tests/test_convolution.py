@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxscape import convolution
-from jaxscape.convolution import as_matrix, as_patches, fast_convolutions
+from jaxscape.convolution import _forms, compiler_options, fast_convolutions
+from jaxscape.convolution._forms import as_matrix, as_patches
 
 RNG = np.random.default_rng(0)
 LAYOUTS = {"flax": ("NHWC", "HWIO", "NHWC"), "torch": ("NCHW", "OIHW", "NCHW"), "odd": ("HWNC", "IHWO", "CNHW")}
@@ -66,10 +66,10 @@ def scalar(fun):
 def always(request, monkeypatch):
     """Every convolution in this form, but for those of gradients of groups, which have none."""
 
-    def form(eqn, in_loop):
+    def form(eqn, spec, in_loop):
         return request.param if eqn.params["batch_group_count"] == 1 else None
 
-    monkeypatch.setattr(convolution, "_form", form)
+    monkeypatch.setattr(_forms, "_fastest", form)
 
 
 def compare(fun, x, k):
@@ -136,7 +136,13 @@ def test_pairs_of_pixels(case):
 def test_no_pairs_where_pixels_do_not_pair_up(case):
     fun, x, k = problem(**{"space": (5, 8), "features": 5} | case)
     fast = fast_convolutions(fun, backend="cpu")
-    assert str(jax.make_jaxpr(fast)(x, k)) == str(jax.make_jaxpr(fun)(x, k))
+    assert kernels_of(fast, x, k) == kernels_of(fun, x, k)
+
+
+def kernels_of(fun, x, k):
+    """The shapes of the kernels of a function's convolutions."""
+    eqns = jax.make_jaxpr(fun)(x, k).eqns
+    return [eqn.invars[1].aval.shape for eqn in eqns if eqn.primitive.name == "conv_general_dilated"]
 
 
 def has_convolution(fun, *args):
@@ -260,3 +266,88 @@ def test_functions_without_convolutions_are_the_same():
     assert str(jax.make_jaxpr(fast_convolutions(fun, backend="cpu"))(jnp.ones((3, 3)))) == str(
         jax.make_jaxpr(fun)(jnp.ones((3, 3)))
     )
+
+
+# ---- what is between the convolutions
+
+FEW = (3, 8, 32, 16)  # images, height, width, features: rows of 512 floats
+
+
+def elementwise(x, y, b):
+    """Batch norm with ReLU, and more of what networks do at each place; b is per feature."""
+    x = (x - b) * lax.rsqrt(jnp.square(b) + 1) + jnp.broadcast_to(b, x.shape)
+    x = jnp.where(x > y, jnp.tanh(x), jnp.exp(-(y**2))) + x.astype(y.dtype)
+    return jax.nn.relu(x) + jax.nn.gelu(y) * 2 + jnp.clip(x, -1, 1)
+
+
+OPERANDS = {
+    "per feature": (16,),
+    "per image and feature": (3, 1, 1, 16),
+    "per line and feature": (3, 8, 1, 16),
+    "per image": (3, 1, 1, 1),
+    "at each place": FEW,
+}
+
+
+@pytest.mark.parametrize("shape", OPERANDS.values(), ids=OPERANDS)
+@pytest.mark.parametrize("few", [FEW, FEW[1:]], ids=["images", "sequences"])
+def test_elementwise_operations_in_rows(few, shape):
+    shape = shape[-len(few) :] if len(shape) > 1 else shape
+    x, y = (jnp.asarray(RNG.normal(size=few)) for _ in range(2))
+    b = jnp.asarray(RNG.normal(size=shape))
+    fast = fast_convolutions(elementwise, backend="cpu")
+    merged = (*few[:-2], few[-2] * few[-1])
+    assert merged in shapes_of(jax.make_jaxpr(fast)(x, y, b).jaxpr, "max", "sub", "tanh", "select_n")
+    assert few not in shapes_of(jax.make_jaxpr(fast)(x, y, b).jaxpr, "max", "sub", "tanh", "select_n", "erfc")
+    direction = tuple(map(jnp.cos, (x, y, b)))
+
+    def products(f):
+        gradient = jax.grad(lambda *args: jnp.sum(jnp.sin(f(*args))), (0, 1, 2))
+        return f(x, y, b), gradient(x, y, b), jax.jvp(gradient, (x, y, b), direction)[1]
+
+    expected = products(elementwise)
+    for found in (products(fast), jax.jit(fast_convolutions(lambda: products(elementwise), backend="cpu"))()):
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+def shapes_of(jaxpr, *names):
+    """The shapes of what primitives of these names give, anywhere inside."""
+    found = set()
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in names:
+            found |= {v.aval.shape for v in eqn.outvars}
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                found |= shapes_of(inner, *names)
+    return found
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 32, 64), (3, 8, 2, 16), (512, 16), (1, 2, 32, 16)])
+def test_rows_that_would_gain_nothing_are_left_alone(shape):
+    fun = jax.nn.relu
+    x = jnp.ones(shape)
+    assert str(jax.make_jaxpr(fast_convolutions(fun, backend="cpu"))(x)) == str(jax.make_jaxpr(fun)(x))
+
+
+def test_an_operand_that_differs_along_the_row_but_not_the_features_is_left_alone():
+    x, b = jnp.ones(FEW), jnp.arange(32.0)[:, None]
+    fast = fast_convolutions(lambda x, b: x * b, backend="cpu")
+    np.testing.assert_array_equal(fast(x, b), x * b)
+    assert shapes_of(jax.make_jaxpr(fast)(x, b).jaxpr, "mul") == {FEW}
+
+
+def test_what_convolutions_and_others_use_is_computed_once():
+    kernels = jnp.asarray(RNG.normal(size=(6, 3, 3, 16, 16))) / 12
+
+    def residual(x):
+        for kernel in kernels:
+            x = jax.nn.relu(x + small(x, kernel))
+        return x
+
+    x = jnp.asarray(RNG.normal(size=FEW))
+    compiled = jax.jit(fast_convolutions(residual, backend="cpu"), compiler_options=compiler_options("cpu"))
+    np.testing.assert_allclose(compiled(x), residual(x), rtol=1e-9)
+    assert compiled.lower(x).compile().as_text().count(" maximum(") == len(kernels)
+    assert compiler_options("gpu") == {}

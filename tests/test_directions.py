@@ -65,7 +65,7 @@ def reference(norm, raw, weights):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("ignore", ["bias_norm", None])
 def test_normalizations_against_loops(norm, ignore):
-    raw = js.random_directions(2, PARAMS, num=1, norm=None)[0]
+    raw = js.random_directions(2, PARAMS, num=1, norm=None, ignore=None)[0]
     direction = js.random_directions(2, PARAMS, num=1, norm=norm, ignore=ignore)[0]
     for d, r, w in zip(*map(jax.tree.leaves, (direction, raw, PARAMS)), strict=True):
         zero = ignore == "bias_norm" and w.ndim <= 1

@@ -169,7 +169,7 @@ def clock(monkeypatch):
         return clock.cost(program.load)
 
     monkeypatch.setattr(_strategy, "_measure", measure)
-    monkeypatch.setattr(_strategy, "_tables", {})
+    monkeypatch.setattr(_strategy, "_known", {})
     return clock
 
 
@@ -211,15 +211,15 @@ def test_a_choice_is_kept_for_the_process(clock):
     assert clock.tried
     for i in range(100):
         choose(key=i)
-    assert len(_strategy._tables) == 64
+    assert len(_strategy._known) == 64
 
 
 def test_a_choice_cut_short_is_made_anew_for_larger_work(clock, monkeypatch):
     clock.cost = distance(512, 16)
     with monkeypatch.context() as patch:
         patch.setattr(_strategy, "WORTH", np.inf)
-        assert choose(key="f") == choose(key="f") == (32, 1)
-    assert clock.tried == [(32, 1)]  # what was measured is not measured again
+        assert choose(key="f") == choose(key="f") == (128, 1)
+    assert clock.tried == [(128, 1)]  # what was measured is not measured again
     assert choose(key="f") == (512, 16)
 
 
@@ -230,7 +230,7 @@ def test_small_work_is_not_worth_a_trial(clock, monkeypatch):
         return 1e-9
 
     monkeypatch.setattr(_strategy, "_measure", slow)
-    assert choose(points=10) == (32, 1)
+    assert choose(points=10) == (128, 1)
     assert len(clock.tried) == 1
 
 
@@ -244,16 +244,18 @@ def test_a_load_that_does_not_fit_is_passed_over(clock):
     assert choose(fixed=(None, 1)) == (256, 1)
 
 
-def test_native_convolutions_are_not_vmapped_on_a_cpu(clock):
+def test_native_convolutions_are_not_vmapped_on_a_cpu_and_start_from_what_is_cached(clock):
     def loss(kernel, batch):
         return jax.lax.conv(batch[0].transpose(0, 3, 1, 2), kernel, (1, 1), "SAME").mean((1, 2, 3))
 
-    clock.cost = distance(128, 64)
-    assert choose(examples=200, loss=loss, params=jnp.ones((2, 5, 3, 3))) == (128, 1)
+    first = _strategy.CACHED // (9 * 9 * 5)
+    clock.cost = distance(2 * first, 64)
+    assert choose(examples=200, loss=loss, params=jnp.ones((2, 5, 3, 3))) == (2 * first, 1)
+    assert clock.tried[0] == (first, 1)
 
 
 def test_a_real_trial_measures(monkeypatch):
-    monkeypatch.setattr(_strategy, "_tables", {})
+    monkeypatch.setattr(_strategy, "_known", {})
     monkeypatch.setattr(_strategy, "WORTH", 0)  # always worth it
     ds = plane(batch_size="auto", points_per_step="auto")
     np.testing.assert_allclose(ds.loss, plane().loss, rtol=1e-12)

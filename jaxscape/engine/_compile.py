@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxscape import trees
-from jaxscape.convolution import fast_convolutions
+from jaxscape.convolution import compiler_options, fast_convolutions
 from jaxscape.types import Data, LossFn, Params
 
 CAPACITY = 64  # points that a device can take in one call; how many it does take is data, not shape
@@ -132,7 +132,8 @@ def compiled(
     whole, by_data, by_points = PartitionSpec(), PartitionSpec(data_axis), PartitionSpec(points_axes)
     specs = (whole, whole, by_data, by_data, by_points, by_points, whole)
     out = PartitionSpec(points_axes, data_axis)
-    return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False))
+    program = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+    return jax.jit(program, compiler_options=compiler_options())
 
 
 def in_precision(loss_fn: LossFn, compute_dtype: str | None) -> LossFn:

@@ -182,10 +182,10 @@ def default_mesh() -> Mesh:
 
 def place(tree: Any, sharding: NamedSharding) -> Any:
     """Put a pytree that every process has in full onto the devices; each moves its own part only."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
 
     def leaf(x: Any) -> Array:
-        if jax.process_count() == 1:
-            return jax.device_put(x, sharding)
         local = np.asarray(x)
         return jax.make_array_from_callback(local.shape, sharding, lambda index: local[index])
 

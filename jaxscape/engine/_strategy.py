@@ -1,5 +1,7 @@
 """How many examples and points go side by side: measured on the real function and devices, where that pays."""
 
+import dataclasses
+import math
 import time
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -12,15 +14,28 @@ from jaxscape.engine._compile import CAPACITY
 from jaxscape.engine._program import Load, Program, agree
 from jaxscape.types import Data
 
-FIRST_BATCH = 32, 128  # on a CPU (ResNet-20, 32x32: 2707 images/s at 32, 2388 at 128, for the cache), and elsewhere
+FIRST_BATCH = 128
+CACHED = 8 * 32 * 32 * 3  # numbers that a first batch of images has on a CPU: 8 of CIFAR-10, where 64 are 19 % slower
 WORTH = 10  # a trial, compilation included, may take 1 / WORTH of the time that the work would take
 GAIN = 0.97  # what is less than 3 % faster is noise
 ENOUGH = 0.05  # seconds of a call that can be told from noise
+REPEATS = 3  # of which the fastest counts: what else runs on the machine only ever adds
 
-_Table = dict[Load, tuple[float, float]]
-"""Seconds for one point and example at a load, and what it cost to find out, compilation included."""
 
-_tables: dict[Any, _Table] = {}
+@dataclasses.dataclass
+class _Known:
+    """What was found out about a function on its devices: kept for the process.
+
+    Attributes:
+        seconds: For one point and example at a load, and what it cost to find out, compilation included.
+        slow_vmap: Whether points side by side are out of the question.
+    """
+
+    seconds: dict[Load, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    slow_vmap: bool | None = None
+
+
+_known: dict[Any, _Known] = {}
 
 
 def choose_load(
@@ -28,8 +43,9 @@ def choose_load(
 ) -> Load:
     """The load that is fastest in a short timed trial; what was measured is kept for the process.
 
-    It climbs from a FIRST_BATCH of examples by factors of two, up or else down, then from one point side by side by
-    factors of four, as long as that is faster and the work left is worth a trial.
+    It climbs from a FIRST_BATCH of examples, or for convolutions on a CPU as many as are CACHED, by factors of two, up
+    or else down, then from one point side by side by factors of four, as long as that is faster and the work left is
+    worth a trial.
 
     Args:
         make: Gives the program for a load.
@@ -43,20 +59,26 @@ def choose_load(
     """
     examples = num_examples(data)
     batch_size, width = fixed
-    best = Load(min(batch_size or FIRST_BATCH[jax.default_backend() != "cpu"], examples), width or 1)
+    best = Load(min(batch_size or FIRST_BATCH, examples), width or 1)
     if batch_size and width:
         return best
-    shapes = tuple((np.shape(x), str(x.dtype)) for x in jax.tree.leaves(data))
-    table: _Table = {} if key is None else _tables.setdefault((key, shapes), {})
-    while len(_tables) > 64:
-        del _tables[next(iter(_tables))]
-    trial = _Trial(make, num_points * examples, table)
+    leaves = jax.tree.leaves(data)
+    shapes = tuple((np.shape(x), str(x.dtype)) for x in leaves)
+    known = _Known() if key is None else _known.setdefault((key, shapes), _Known())
+    while len(_known) > 64:
+        del _known[next(iter(_known))]
+    if known.slow_vmap is None:
+        known.slow_vmap = _has_slow_vmap(make(best))
+    if known.slow_vmap and not batch_size:
+        largest = max(math.prod(np.shape(x)[1:]) for x in leaves)
+        best = best._replace(batch_size=max(1, min(best.batch_size, CACHED // max(largest, 1))))
+    trial = _Trial(make, num_points * examples, known.seconds)
     if batch_size is None:
         start = best
         best = _climb(trial, best, lambda at: at._replace(batch_size=min(2 * at.batch_size, examples)))
         if best == start:
             best = _climb(trial, best, lambda at: at._replace(batch_size=max(at.batch_size // 2, 1)))
-    if width is None and not trial.has_slow_vmap(best):
+    if width is None and not known.slow_vmap:
         best = _climb(trial, best, lambda at: at._replace(points_per_step=min(4 * at.points_per_step, CAPACITY)))
     return best
 
@@ -73,7 +95,7 @@ def _climb(trial: "_Trial", best: Load, step: Callable[[Load], Load]) -> Load:
 class _Trial:
     """Seconds for one point and example at a load, each measured once."""
 
-    def __init__(self, make: Callable[[Load], Program], work: int, table: _Table) -> None:
+    def __init__(self, make: Callable[[Load], Program], work: int, table: dict[Load, tuple[float, float]]) -> None:
         self.make, self.work, self.table = make, work, table
 
     def __call__(self, load: Load) -> float:
@@ -94,22 +116,27 @@ class _Trial:
         left = self.work * self(best)
         return further in self.table or left > WORTH * max(spent for _, spent in self.table.values())
 
-    def has_slow_vmap(self, load: Load) -> bool:
-        """On a CPU a vmapped convolution is 8 to 9 times slower, and takes 17 s to find that out."""
-        return jax.default_backend() == "cpu" and self.make(load).has_convolution()
+
+def _has_slow_vmap(program: Program) -> bool:
+    """On a CPU a vmapped convolution is 8 to 9 times slower, and takes 17 s to find that out."""
+    return jax.default_backend() == "cpu" and program.has_convolution()
 
 
 def _measure(program: Program) -> float:
-    """Seconds per point and example: of a call that takes long ENOUGH, after the one that compiles."""
+    """Seconds per point and example: of a call that takes long ENOUGH, the fastest of REPEATS."""
     step = program.load.points_per_step * program.capacity // CAPACITY
     points, last = step, 1
-    program.summaries(np.zeros((points, program.num_axes)), last)()
-    while True:
+
+    def call(points: int, batches: int) -> float:
         start = time.perf_counter()
-        program.summaries(np.zeros((points, program.num_axes)), last)()
-        seconds = time.perf_counter() - start
+        program.summaries(np.zeros((points, program.num_axes)), batches)()
+        return time.perf_counter() - start
+
+    call(points, last)  # compiles
+    while True:
+        seconds = call(points, last)
         whole = last == program.local_batches
         if seconds > ENOUGH or (whole and points == program.capacity):
-            return seconds / (points * program.count(last))
+            return min(seconds, *(call(points, last) for _ in range(REPEATS - 1))) / (points * program.count(last))
         points = min(4 * points, program.capacity) if whole else points
         last = min(4 * last, program.local_batches)

@@ -1,134 +1,23 @@
-"""A function transform that writes convolutions in the form which is fastest for their shape.
+"""The forms of a convolution, and which of them is fastest for its shape on a CPU.
 
-XLA's convolution on a CPU collapses on small images (2x2 pixels, 64 channels: 17 GFLOP/s, where a matrix product
-reaches 146 to 230 on the same two cores), and its gradient is 8 to 15 times slower inside a loop than alone
-(jax-ml/jax issue 12868). A matrix product has neither flaw. `fast_convolutions` changes the convolutions of any
-function, whichever library wrote it, and leaves everything else as it is.
+XLA's convolution there collapses on small images (2x2 pixels, 64 channels: 17 GFLOP/s, where a matrix product reaches
+146 to 230 on the same two cores), and its gradient is 8 to 15 times slower inside a loop than alone (jax-ml/jax issue
+12868). A matrix product has neither flaw.
 """
 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend import core
 from jaxtyping import Array
 
-# Primitives that run the jaxprs in their parameters as they stand, so that a rewritten one can take its place. Others
-# with jaxprs (a Pallas kernel, say) are not understood and left alone. The value says whether they are loops.
-_CALLS = {
-    "jit": False,
-    "pjit": False,
-    "closed_call": False,
-    "core_call": False,
-    "checkpoint": False,
-    "remat2": False,
-    "cond": False,
-    "custom_jvp_call": False,
-    "custom_vjp_call": False,
-    "scan": True,
-    "while": True,
-}
 
-
-def fast_convolutions(fun: Callable[..., Any], *, backend: str | None = None) -> Callable[..., Any]:
-    """Give a function that computes what ``fun`` does, to rounding, with convolutions in their fastest form.
-
-    A transform like `jax.grad`: it traces ``fun`` and replaces ``conv_general_dilated`` within, through `jax.jit`,
-    `jax.lax.scan`, ``while_loop``, ``cond``, `jax.custom_jvp`, `jax.custom_vjp` and `jax.checkpoint`. It goes before
-    or after `jax.grad` and `jax.vmap`; rules that a user gave to ``custom_jvp`` or ``custom_vjp`` stay as they are. It
-    traces anew at each call, so use it under `jax.jit`.
-
-    >>> def fun(images, kernel):
-    ...     return lax.conv(images, kernel, (1, 1), "SAME")
-    >>> images, kernel = jnp.ones((4, 3, 2, 2)), jnp.ones((5, 3, 3, 3))
-    >>> bool(jnp.allclose(fast_convolutions(fun, backend="cpu")(images, kernel), fun(images, kernel)))
-    True
-
-    Args:
-        fun: Any function of pytrees of arrays that JAX can trace.
-        backend: Whose fastest form; None: the default backend. On ``"cpu"`` small images and loops are rewritten; on
-            others nothing is, for want of a measurement that would speak for it.
-
-    Returns:
-        A function with the signature of ``fun``.
-    """
-
-    @functools.wraps(fun)
-    def rewritten(*args: Any, **kwargs: Any) -> Any:
-        if (backend or jax.default_backend()) != "cpu":
-            return fun(*args, **kwargs)
-        jaxpr, shapes = jax.make_jaxpr(fun, return_shape=True)(*args, **kwargs)
-        outs = _run(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves((args, kwargs)), False)
-        return jax.tree.unflatten(jax.tree.structure(shapes), outs)
-
-    return rewritten
-
-
-def _run(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any], in_loop: bool) -> list[Any]:
-    """Evaluate a jaxpr, its convolutions in their fastest form."""
-    variables: list[Any] = [*jaxpr.constvars, *jaxpr.invars]
-    values: dict[Any, Any] = dict(zip(variables, (*consts, *args), strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else values[atom]
-
-    for eqn in jaxpr.eqns:
-        inputs = [read(atom) for atom in eqn.invars]
-        with eqn.ctx.manager:
-            form = _form(eqn, in_loop) if eqn.primitive.name == "conv_general_dilated" else None
-            if form:
-                outputs: Any = form(inputs[0], inputs[1], _Spec.of(eqn))
-            else:
-                bound: Any = eqn.primitive.get_bind_params(_rewrite_inside(eqn, in_loop))
-                subfuns, params = bound if isinstance(bound, tuple) else ((), bound)  # a tuple before JAX 0.10
-                outputs = eqn.primitive.bind(*subfuns, *inputs, **params)
-        outputs = outputs if eqn.primitive.multiple_results else [outputs]
-        values.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _rewrite_inside(eqn: Any, in_loop: bool) -> dict[str, Any]:
-    """The parameters of an equation, the jaxprs among them rewritten where they hold a convolution to rewrite."""
-    if eqn.primitive.name not in _CALLS:
-        return eqn.params
-    within = in_loop or _CALLS[eqn.primitive.name]
-
-    def rewrite(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(map(rewrite, value))
-        inner = value.jaxpr if isinstance(value, core.ClosedJaxpr) else value
-        if not isinstance(inner, core.Jaxpr) or not _has_work(inner, within):
-            return value
-        consts = value.consts if isinstance(value, core.ClosedJaxpr) else ()
-        avals: list[Any] = [v.aval for v in inner.invars]
-        types = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in avals]
-        new = jax.make_jaxpr(lambda *args: _run(inner, consts, args, within))(*types)
-        if isinstance(value, core.ClosedJaxpr):
-            return new
-        return value if new.consts else new.jaxpr
-
-    return {name: rewrite(value) for name, value in eqn.params.items()}
-
-
-def _has_work(jaxpr: core.Jaxpr, in_loop: bool) -> bool:
-    """Whether a convolution to rewrite is anywhere inside."""
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "conv_general_dilated" and _form(eqn, in_loop):
-            return True
-        within = in_loop or _CALLS.get(eqn.primitive.name, False)
-        for value in itertools.chain(*((v if isinstance(v, tuple) else (v,)) for v in eqn.params.values())):
-            inner = value.jaxpr if isinstance(value, core.ClosedJaxpr) else value
-            if isinstance(inner, core.Jaxpr) and _has_work(inner, within):
-                return True
-    return False
-
-
-class _Spec(NamedTuple):
+class Spec(NamedTuple):
     """A convolution, and the shapes of its operands in the order batch, space..., features / space..., in, out."""
 
     strides: tuple[int, ...]
@@ -142,7 +31,7 @@ class _Spec(NamedTuple):
     out_space: tuple[int, ...]
 
     @classmethod
-    def of(cls, eqn: Any) -> "_Spec":
+    def of(cls, eqn: Any) -> "Spec":
         p, out = eqn.params, eqn.outvars[0].aval.shape
         return cls(
             p["window_strides"],
@@ -168,12 +57,17 @@ class _Spec(NamedTuple):
         return y.transpose(*(order.index(a) for a in range(len(order))))
 
 
-Form = Callable[[Array, Array, _Spec], Array]
+Form = Callable[[Array, Array, Spec], Array]
 
 
-def _form(eqn: Any, in_loop: bool) -> Form | None:
-    """The fastest form of a convolution on a CPU; None for the native one."""
-    spec = _Spec.of(eqn)
+def form_of(eqn: Any, in_loop: bool) -> Callable[[Array, Array], Array] | None:
+    """The fastest form of a convolution on a CPU, of the same operands; None for the native one."""
+    spec = Spec.of(eqn)
+    form = _fastest(eqn, spec, in_loop)
+    return (lambda x, kernel: form(x, kernel, spec)) if form else None
+
+
+def _fastest(eqn: Any, spec: Spec, in_loop: bool) -> Form | None:
     x, kernel = (v.aval for v in eqn.invars)
     floating = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype == kernel.dtype
     if not floating or eqn.params["batch_group_count"] != 1 or 0 in (*x.shape, *kernel.shape, *spec.out_space):
@@ -192,14 +86,14 @@ def _form(eqn: Any, in_loop: bool) -> Form | None:
     return as_pairs if _has_pairs(spec, kernel.shape) else None
 
 
-def _has_pairs(spec: _Spec, kernel: tuple[int, ...]) -> bool:
+def _has_pairs(spec: Spec, kernel: tuple[int, ...]) -> bool:
     """Whether a convolution has so few output features that two pixels at once are faster, and pixels that pair up."""
     width, features = kernel[spec.dimension_numbers.rhs_spec[-1]], kernel[spec.dimension_numbers.rhs_spec[0]]
     adjacent = spec.strides[-1] == spec.lhs_dilation[-1] == spec.rhs_dilation[-1] == spec.groups == 1
     return adjacent and features <= 16 and width >= 3 and spec.out_space[-1] % 2 == 0
 
 
-def as_pairs(x: Array, kernel: Array, spec: _Spec) -> Array:
+def as_pairs(x: Array, kernel: Array, spec: Spec) -> Array:
     """A native convolution that makes two neighbouring pixels at once, as twice the output features.
 
     On a CPU with 16 floats in a register, 16 features leave the matrix product that Eigen makes of a convolution too
@@ -215,7 +109,7 @@ def as_pairs(x: Array, kernel: Array, spec: _Spec) -> Array:
 
 
 @functools.lru_cache(maxsize=256)
-def _pairs(spec: _Spec) -> Callable[[Array, Array], Array]:
+def _pairs(spec: Spec) -> Callable[[Array, Array], Array]:
     def native(x: Array, kernel: Array) -> Array:
         return lax.conv_general_dilated(
             x,
@@ -260,7 +154,7 @@ def _pairs(spec: _Spec) -> Callable[[Array, Array], Array]:
     return pairs
 
 
-def as_matrix(x: Array, kernel: Array, spec: _Spec) -> Array:
+def as_matrix(x: Array, kernel: Array, spec: Spec) -> Array:
     """One matrix product over all pixels and features; the matrix holds the kernel, shifted for each output pixel.
 
     Output pixel ``o`` sees input pixel ``i`` through tap ``t`` where ``t * rhs_dilation = i * lhs_dilation - o *
@@ -290,7 +184,7 @@ def as_matrix(x: Array, kernel: Array, spec: _Spec) -> Array:
     return spec.result(y.reshape(len(x), *spec.out_space, width))
 
 
-def as_patches(x: Array, kernel: Array, spec: _Spec) -> Array:
+def as_patches(x: Array, kernel: Array, spec: Spec) -> Array:
     """One matrix product of the patch around each output pixel with the kernel."""
     x, kernel = spec.operands(x, kernel)
     taps, rank = kernel.shape[:-2], x.ndim - 2
@@ -309,7 +203,7 @@ def as_patches(x: Array, kernel: Array, spec: _Spec) -> Array:
     return spec.result(_product(stacked, matrix, spec).reshape(*pixels, kernel.shape[-1]))
 
 
-def _product(x: Array, matrix: Array, spec: _Spec) -> Array:
+def _product(x: Array, matrix: Array, spec: Spec) -> Array:
     """``(rows, s, groups * c) x (s, c, outputs, groups * d) -> (rows, outputs, groups * d)``."""
     options: dict[str, Any] = {"precision": spec.precision, "preferred_element_type": spec.dtype}
     rows, g = len(x), spec.groups

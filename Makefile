@@ -45,6 +45,9 @@ bench: env
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m benchmarks.exact
 	$(BIN)/python -m benchmarks.tolerance
+	$(BIN)/python -m benchmarks.precision
+	$(BIN)/python -m benchmarks.calibration
+	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.scaling
 
 clean:

@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """As `models.resnet.CifarResNet`, its modules under the same names."""
+    """As `models.resnet.ResNet` of depth 6n+2, its modules under the same names."""
 
     def __init__(self, depth: int, channels: int, classes: int = 10) -> None:
         super().__init__()

@@ -1,0 +1,144 @@
+"""Training: images/s of `train.py`'s step against the same network in PyTorch, in turns.
+
+    python -m benchmarks.training [CASE ...] [--turns 5] [--seconds 4]
+
+Batches of 128 in memory, Nesterov SGD with weight decay, batch norm in training mode, no augmentation. PyTorch's best
+of contiguous and channels-last memory. Both must give the same weights after the first step, to 1e-3 of the step.
+"""
+
+import argparse
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from torch.nn import functional as F  # noqa: N812
+
+import jaxscape as js
+import train
+from benchmarks import problems, torch_loop
+from jaxscape import runs
+from training.step import shared
+
+CASES = ("resnet20-8", "resnet56-8", "resnet20-32", "resnet56-32")
+BATCH = 128
+
+
+def ours(config: train.Config, data: js.datasets.Split) -> tuple[Callable[[int], Any], Any, Any]:
+    """Run some steps; the initial params and statistics."""
+    graphdef, *parts = nnx.split(runs.build_model(dataclasses.asdict(config), data), nnx.Param, nnx.BatchStat)
+    params, stats = map(nnx.to_pure_dict, parts)
+    optimizer = train.make_optimizer(config, 10**6)
+    step = train.make_step(graphdef, optimizer, config)
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    kept = jax.device_get((params, stats))
+    state = train.TrainState(params, stats, optimizer.init(params))
+    state, data = jax.device_put((state, data), NamedSharding(mesh, PartitionSpec()))
+
+    def run(steps: int) -> Any:
+        nonlocal state
+        for i in range(steps):
+            rows = (i * BATCH + np.arange(BATCH)) % len(data.labels)
+            state = step(state, data, jax.device_put(rows, shared(mesh, rows)), jax.random.key(0))
+        return jax.block_until_ready(state)
+
+    return run, *kept
+
+
+def theirs(
+    net: torch.nn.Module, config: train.Config, data: js.datasets.Split, layout: torch.memory_format
+) -> Callable[[int], None]:
+    """The same in PyTorch."""
+    images = torch.from_numpy(data.images.transpose(0, 3, 1, 2).copy()).contiguous(memory_format=layout)
+    labels = torch.from_numpy(data.labels).long()
+    net = net.to(memory_format=layout).train()
+    optimizer = torch.optim.SGD(
+        net.parameters(), config.learning_rate, momentum=0.9, weight_decay=config.weight_decay, nesterov=True
+    )
+
+    def run(steps: int) -> None:
+        for i in range(steps):
+            rows = (i * BATCH + torch.arange(BATCH)) % len(labels)
+            optimizer.zero_grad()
+            F.cross_entropy(net(images[rows]), labels[rows]).backward()
+            optimizer.step()
+
+    return run
+
+
+def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
+    """One row of the table."""
+    arch, size = case.split("-")
+    data = js.datasets.load("digits")[0] if size == "8" else problems.random_images(512)
+    config = train.Config(arch=arch, lr=1e-3, augment=False)
+    run, params, stats = ours(config, data)
+
+    def torch_run(layout: torch.memory_format) -> tuple[torch.nn.Module, Callable[[int], None]]:
+        net = torch_loop.ResNet(int(arch[6:]), data.images.shape[-1])
+        net.load_state_dict(torch_loop.tensors(params) | torch_loop.tensors(stats), strict=False)
+        return net, theirs(net, config, data, layout)
+
+    nets = {name: torch_run(getattr(torch, name)) for name in ("contiguous_format", "channels_last")}
+    begin = time.perf_counter()
+    first = run(1)
+    compiled = time.perf_counter() - begin
+    for net, torch_steps in nets.values():
+        torch_steps(1)
+        after = {name: p.detach().numpy() for name, p in net.named_parameters()}
+        for name, expected in torch_loop.tensors(first.params).items():
+            moved = np.abs(expected.numpy() - torch_loop.tensors(params)[name].numpy()).max()
+            np.testing.assert_allclose(after[name], expected, atol=1e-3 * moved + 1e-7, rtol=0)
+
+    def seconds(call: Callable[[int], Any], steps: int) -> float:
+        start = time.perf_counter()
+        call(steps)
+        return time.perf_counter() - start
+
+    run(2)
+    steps = max(1, round(budget / (seconds(run, 3) / 3)))
+    programs = {"ours": run, **{name: call for name, (_, call) in nets.items()}}
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(turns):
+        for name, call in programs.items():
+            times[name].append(seconds(call, steps))
+    best = min(nets, key=lambda name: statistics.median(times[name]))
+    ratios = {name: statistics.median(b / a for a, b in zip(times["ours"], times[name], strict=True)) for name in nets}
+    rate = {name: steps * BATCH / statistics.median(spent) for name, spent in times.items()}
+    return {
+        "case": case,
+        "images/s": round(rate["ours"]),
+        "PyTorch best": f"{rate[best]:.0f} ({best})",
+        "ratio": f"{ratios[best]:.2f}",
+        "to contiguous": f"{ratios['contiguous_format']:.2f}",
+        "first call s": f"{compiled:.1f}",
+    }
+
+
+def main() -> None:
+    """Measure the cases named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4, help="of each program in each turn")
+    parser.add_argument("--devices", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", args.devices)
+    torch.set_num_threads(os.cpu_count() or 1)
+    rows = []
+    for case in args.cases or CASES:
+        rows.append(measure(case, args.turns, args.seconds))
+        print(" | ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+    print("\n| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(map(str, row.values())) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,5 @@
 """The paper's networks in flax NNX; a registry of them by name."""
 
-from models.registry import create, names
+from models.registry import create, names, num_params
 
-__all__ = ["create", "names"]
+__all__ = ["create", "names", "num_params"]

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import models
-from models.resnet import num_params
+from models import num_params
 
 # Trainable parameters for 32x32x3 images and 10 classes, by arithmetic from the original definitions.
 COUNTS = {
@@ -21,6 +21,24 @@ COUNTS = {
     ("resnet56", False): 853_018,
     ("resnet110", True): 1_730_714,
     ("resnet110", False): 1_727_962,
+    ("resnet50_16", True): 758_554,
+    ("resnet50_16", False): 755_802,
+    ("resnet18", True): 11_173_962,
+    ("resnet34", True): 21_282_122,
+    ("resnet34", False): 21_108_298,
+    ("resnet50", True): 23_520_842,
+    ("resnet50", False): 20_744_266,
+    ("resnet152", True): 58_156_618,
+    ("resnet152", False): 55_380_042,
+    ("wrn56_2", True): 3_412_394,
+    ("wrn56_2", False): 3_401_770,
+    ("wrn56_4", True): 13_628_234,
+    ("wrn56_4", False): 13_586_506,
+    ("wrn56_8", True): 54_470_282,
+    ("wrn110_2", True): 6_904_106,
+    ("wrn110_2", False): 6_893_482,
+    ("wrn110_4", True): 27_578_954,
+    ("wrn110_4", False): 27_537_226,
 }
 
 
@@ -30,9 +48,17 @@ def test_parameter_counts(name, shortcuts):
     assert num_params(abstract) == COUNTS[name, shortcuts]
 
 
+def test_width_widens_a_residual_network():
+    wide, twice = (
+        nnx.eval_shape(lambda n=n, w=w: models.create(n, width=w)) for n, w in (("wrn56_2", 1), ("resnet56", 2))
+    )
+    assert jax.tree.map(jnp.shape, nnx.state(wide)) == jax.tree.map(jnp.shape, nnx.state(twice))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet50", "vgg9", "densenet121"])
 @pytest.mark.parametrize("shape", [(8, 8, 1), (5, 7, 3), (1, 1, 2)])
-def test_any_image_size_and_channels(shape):
-    model = models.create("resnet20", num_classes=3, image_shape=shape)
+def test_any_image_size_and_channels(shape, name):
+    model = models.create(name, num_classes=3, image_shape=shape)
     assert model(jnp.ones((2, *shape))).shape == (2, 3)
 
 
@@ -76,6 +102,9 @@ def test_statistics_move_in_training_only():
         ({"name": "resnet21"}, "arch is 'resnet21', expected one of resnet20, resnet32"),
         ({"name": "resnet20", "image_shape": (8, 8)}, r"image_shape is \(8, 8\), expected \(height, width, channels\)"),
         ({"name": "resnet20", "num_classes": 1}, "num_classes is 1, expected at least 2"),
+        ({"name": "resnet20", "width": 0}, "width is 0, expected at least 1"),
+        ({"name": "vgg9", "shortcuts": False}, "shortcuts is False, but vgg9 has none to leave out"),
+        ({"name": "densenet121", "width": 2}, "width is 2, but only residual networks can be widened, not densenet121"),
     ],
 )
 def test_mistakes(options, match):

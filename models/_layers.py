@@ -1,0 +1,44 @@
+"""What the networks share: convolutions, batch norm and their initialization."""
+
+import functools
+
+from flax import nnx
+from jaxtyping import Array
+
+# The paper's networks start from a plain He normal (fan-in) in convolutions and N(0, 1e-3) in linear layers.
+# `nnx.initializers.he_normal` would cut the normal at two standard deviations.
+_conv_init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+_linear_init = nnx.initializers.normal(1e-3)
+
+
+class BatchNorm(nnx.BatchNorm):
+    """As PyTorch's: the running variance is that of a sample, ``n - 1`` in its denominator, where flax has ``n``."""
+
+    def __call__(self, x: Array, use_running_average: bool) -> Array:  # type: ignore[override]
+        """Features are the last axis; the batch and all between count as examples."""
+        before = self.var[...]
+        y = super().__call__(x, use_running_average=use_running_average)
+        if not use_running_average:
+            n = x.size // x.shape[-1]
+            kept = self.momentum * before
+            self.var[...] = kept + (self.var[...] - kept) * (n / max(n - 1, 1))
+        return y
+
+
+norm = functools.partial(BatchNorm, momentum=0.9, epsilon=1e-5)  # PyTorch's defaults (its momentum is 1 - ours)
+linear = functools.partial(nnx.Linear, kernel_init=_linear_init)
+
+
+def conv(channels: int, width: int, size: int, *, stride: int = 1, bias: bool = False, rngs: nnx.Rngs) -> nnx.Conv:
+    """A convolution padded like PyTorch's, symmetric: "SAME" with stride 2 would pad on the far side only."""
+    padding = (size // 2, size // 2)
+    return nnx.Conv(
+        channels,
+        width,
+        (size, size),
+        strides=stride,
+        padding=(padding, padding),
+        use_bias=bias,
+        kernel_init=_conv_init,
+        rngs=rngs,
+    )

@@ -1,119 +1,40 @@
 """Train a network and keep what it takes to look at its landscape.
 
     python train.py --arch resnet56 --noshort --epochs 30 --lr 0.01
-    python train.py --arch resnet56 --out runs/mine --resume
+    python train.py --arch resnet110 --noshort --dataset cifar10-files --data-dir ~/data --precision bfloat16
+    python train.py --preset paper-table1 --resume
 
-Everything goes into the run folder (--out): config.json, metrics.csv (a row per epoch), checkpoints (orbax: epoch 0 is
-the initialization). `jaxscape surface RUN` draws it, `js.load_run(RUN)` reads it.
+Everything goes into the run folder (--out): config.json, metrics.csv and weight_norms.csv (a row per epoch),
+checkpoints (orbax: epoch 0 is the initialization). `jaxscape surface RUN` draws it, `js.load_run(RUN)` reads it.
 """
 
 import argparse
-import csv
 import dataclasses
-import functools
-import importlib.metadata
-import io
-import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-import orbax.checkpoint as ocp
 from flax import nnx
-from jaxtyping import Array, Int
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm.auto import tqdm
 
 import models
 from jaxscape import datasets, runs, trees
-from jaxscape.convolution import compiler_options, fast_convolutions
-from jaxscape.engine import mean_metrics
+from jaxscape.engine import mean_metrics, use_all_cores
 from jaxscape.types import LossFn, Params
+from training.config import OPTIMIZERS, PRECISIONS, Config, make_optimizer
+from training.folder import RunFolder
+from training.presets import PRESETS
+from training.step import TrainState, make_step, shared
 
-OPTIMIZERS = {"sgd": 0.1, "adam": 1e-3}  # with the paper's initial learning rate, section 5
-COLUMNS = ("epoch", "lr", "train_loss", "train_error", "test_loss", "test_error", "seconds")
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """What a run is made from; the defaults are the paper's (section 5 and appendix A.5)."""
-
-    arch: str = "resnet56"
-    noshort: bool = False  # without shortcuts
-    dataset: str = "digits"
-    data_dir: str | None = None
-    optimizer: str = "sgd"
-    lr: float | None = None  # None: 0.1 for sgd, 0.001 for adam
-    batch_size: int = 128
-    weight_decay: float = 5e-4
-    momentum: float = 0.9
-    epochs: int = 300
-    seed: int = 0
-    save_every: int = 10  # epochs
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be trained, before anything is written."""
-        for name, known in (("arch", models.names()), ("dataset", datasets.LOADERS), ("optimizer", OPTIMIZERS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}.")
-        for name in ("batch_size", "epochs", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
-
-    @property
-    def learning_rate(self) -> float:
-        """The initial learning rate."""
-        return OPTIMIZERS[self.optimizer] if self.lr is None else self.lr
-
-    @property
-    def drops(self) -> tuple[int, ...]:
-        """The learning rate falls by 10 after these epochs: 50 %, 75 % and 91.7 % (150, 225 and 275 of 300)."""
-        return tuple(self.epochs * twelfths // 12 for twelfths in (6, 9, 11))
-
-    def rate_in(self, epoch: Any) -> Any:
-        """The learning rate in an epoch, counted from 1; the epoch may be traced."""
-        return self.learning_rate / 10 ** sum(1 * (drop < epoch) for drop in self.drops)
+__all__ = ["Config", "RunFolder", "TrainState", "make_optimizer", "make_step", "train"]
 
 
-class TrainState(NamedTuple):
-    """What a training step maps to the next."""
-
-    params: Params
-    batch_stats: Params
-    optimizer: optax.OptState
-
-
-def make_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
-    """Nesterov SGD or Adam with the paper's schedule; weight decay on every parameter, added to the gradient."""
-
-    def schedule(steps_done: Array) -> Array:
-        return config.rate_in(steps_done // steps_per_epoch + 1)
-
-    rule = optax.sgd(schedule, config.momentum, nesterov=True) if config.optimizer == "sgd" else optax.adam(schedule)
-    return optax.chain(optax.add_decayed_weights(config.weight_decay), rule)
-
-
-def make_step(graphdef: Any, optimizer: optax.GradientTransformation) -> Callable[..., TrainState]:
-    """The compiled training step ``(state, data, rows) -> state`` on the examples ``rows`` of the data."""
-
-    def mean_loss(params: Params, batch_stats: Params, images: Array, labels: Array) -> tuple[Array, Params]:
-        model = nnx.merge(graphdef, params, batch_stats)
-        losses = optax.softmax_cross_entropy_with_integer_labels(model(images, train=True), labels)
-        return losses.mean(), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-
-    @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options())
-    def step(state: TrainState, data: datasets.Split, rows: Int[Array, " batch"]) -> TrainState:
-        gradient = jax.grad(fast_convolutions(mean_loss), has_aux=True)
-        grads, batch_stats = gradient(state.params, state.batch_stats, data.images[rows], data.labels[rows])
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        return TrainState(optax.apply_updates(state.params, updates), batch_stats, optimizer_state)
-
-    return step
+class DivergedError(Exception):
+    """A weight became NaN or infinite."""
 
 
 def epoch_batches(config: Config, epoch: int, examples: int) -> Iterator[np.ndarray]:
@@ -122,77 +43,23 @@ def epoch_batches(config: Config, epoch: int, examples: int) -> Iterator[np.ndar
     return (order[i : i + config.batch_size] for i in range(0, examples, config.batch_size))
 
 
-def evaluate(loss_fn: LossFn, state: TrainState, train: datasets.Split, test: datasets.Split) -> dict[str, float]:
+def evaluate(
+    loss_fn: LossFn, state: TrainState, train: datasets.Split, test: datasets.Split, mesh: Mesh
+) -> dict[str, float]:
     """Loss, and error in percent, over all of each split, in evaluation mode."""
     variables = trees.overlay(state.params, state.batch_stats)
     row: dict[str, float] = {}
     for split, data in (("train", train), ("test", test)):
-        means = mean_metrics(loss_fn, variables, data)
+        means = mean_metrics(loss_fn, variables, data, mesh=mesh)
         row |= {f"{split}_loss": means["loss"], f"{split}_error": 100 * (1 - means["accuracy"])}
     return row
 
 
-class RunFolder:
-    """Where a run is kept: config, metrics and checkpoints, complete after every epoch."""
-
-    def __init__(self, path: Path, config: Config, resume: bool) -> None:
-        """Open a folder; refuse one that holds another run, or one of the same run without ``resume``.
-
-        Raises:
-            ValueError: The folder holds a run already, and it is not to be resumed or has other options.
-        """
-        self.path = path
-        there = (path / runs.CONFIG).exists()
-        if there and not resume:
-            raise ValueError(f"out is {path}, which holds a run already; pass --resume to go on, or another --out.")
-        if there:
-            self._check_same(config)
-        path.mkdir(parents=True, exist_ok=True)
-        if not there:
-            kept = dataclasses.asdict(config) | {"versions": _versions()}
-            _replace(path / runs.CONFIG, json.dumps(kept, indent=2) + "\n")
-        self.manager = runs.checkpoint_manager(path / runs.CHECKPOINTS)
-
-    def _check_same(self, config: Config) -> None:
-        before = runs.read_config(self.path)
-        for name, value in dataclasses.asdict(config).items():
-            if before.get(name) != value:
-                raise ValueError(
-                    f"{name} is {value!r}, but the run in {self.path} was started with {before.get(name)!r}; "
-                    "resume it with its own options, or start another one elsewhere with --out."
-                )
-
-    def restore(self, state: TrainState) -> tuple[int, TrainState]:
-        """The last epoch with a complete checkpoint and its state; -1 and ``state`` when there is none."""
-        epoch = self.manager.latest_step()
-        if epoch is None:
-            self._write_rows([])
-            return -1, state
-        like = {"variables": _variables(state), "optimizer": state.optimizer}
-        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(value) for name, value in like.items()})
-        found = self.manager.restore(epoch, args=args)
-        self._write_rows([row for row in runs.read_metrics(self.path) if row["epoch"] <= epoch])
-        return epoch, TrainState(**found["variables"], optimizer=found["optimizer"])
-
-    def save(self, epoch: int, state: TrainState) -> None:
-        """Write a checkpoint; it counts only once it is complete."""
-        items = {"variables": _variables(state), "optimizer": state.optimizer}
-        # The next step donates these buffers, and orbax writes in the background: hand it copies.
-        items = jax.tree.map(jnp.copy, items)
-        args = ocp.args.Composite(**{name: ocp.args.StandardSave(value) for name, value in items.items()})
-        self.manager.save(epoch, args=args)
-
-    def log(self, row: dict[str, float]) -> None:
-        """Append an epoch to metrics.csv."""
-        with open(self.path / runs.METRICS, "a", newline="") as file:
-            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
-
-    def _write_rows(self, rows: Sequence[dict[str, float]]) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        _replace(self.path / runs.METRICS, text.getvalue())
+def weight_norms(params: Params) -> dict[str, float]:
+    """The Euclidean norm of all weights together and of each leaf."""
+    names = trees.leaf_names(params)
+    norms = [float(trees.norm(leaf)) for leaf in jax.tree.leaves(params)]
+    return {"all": float(np.linalg.norm(norms)), **dict(zip(names, norms, strict=True))}
 
 
 def train(config: Config, out: str | Path, *, resume: bool = False, progress: bool | None = None) -> runs.Run:
@@ -209,32 +76,51 @@ def train(config: Config, out: str | Path, *, resume: bool = False, progress: bo
 
     Raises:
         ValueError: The folder holds a run already, and it is not to be resumed or has other options.
+        DivergedError: A weight became NaN or infinite; the message names the last good checkpoint.
     """
-    train_split, test_split = datasets.load(config.dataset, config.data_dir)
+    splits = runs.load_data(dataclasses.asdict(config))
     folder = RunFolder(Path(out), config, resume)
-    model = runs.build_model(dataclasses.asdict(config), train_split)
+    model = runs.build_model(dataclasses.asdict(config), splits[0])
     graphdef, *parts = nnx.split(model, nnx.Param, nnx.BatchStat)
     params, batch_stats = map(nnx.to_pure_dict, parts)
-    examples = len(train_split.labels)
+    examples = len(splits[0].labels)
     optimizer = make_optimizer(config, -(-examples // config.batch_size))
-    step = make_step(graphdef, optimizer)
-    loss_fn = runs.classification_loss(graphdef, {})
-    train_split, test_split = jax.device_put((train_split, test_split))
+    step = make_step(graphdef, optimizer, config)
+    loss_fn = runs.classification_loss(graphdef, {}, config.dataset, config.loss)
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    everywhere = NamedSharding(mesh, PartitionSpec())
     done, state = folder.restore(TrainState(params, batch_stats, optimizer.init(params)))
+    state, data = jax.device_put((state, splits[0]), everywhere)
     with _bar(config, done, progress) as bar:
         for epoch in range(done + 1, config.epochs + 1):
             start = time.perf_counter()
-            for rows in epoch_batches(config, epoch, examples) if epoch else ():
-                state = step(state, train_split, rows)
-            row = {"epoch": epoch, "lr": config.rate_in(epoch), **evaluate(loss_fn, state, train_split, test_split)}
+            key = jax.random.fold_in(jax.random.key(config.seed), epoch)
+            for i, rows in enumerate(epoch_batches(config, epoch, examples) if epoch else ()):
+                rows = jax.device_put(rows, shared(mesh, rows))
+                state = step(state, data, rows, jax.random.fold_in(key, i))
+            row = {"epoch": epoch, "lr": config.rate_in(epoch), **evaluate(loss_fn, state, *splits, mesh)}
             row["seconds"] = round(time.perf_counter() - start, 3)
-            folder.log(row)
-            if epoch % config.save_every == 0 or epoch == config.epochs:
-                folder.save(epoch, state)
+            folder.log(runs.METRICS, row)
+            norms = weight_norms(state.params)
+            folder.log(runs.NORMS, {"epoch": epoch, **norms})
             bar.write(_told(row, config.epochs))
+            if not np.isfinite(norms["all"]):
+                raise DivergedError(_diverged(folder, epoch))
+            if config.is_saved(epoch):
+                folder.save(epoch, state)
             bar.update(bool(epoch))
     folder.manager.close()
     return runs.load_run(folder.path)
+
+
+def _diverged(folder: RunFolder, epoch: int) -> str:
+    folder.manager.wait_until_finished()
+    last = folder.manager.latest_step()
+    folder.manager.close()
+    return (
+        f"a weight became NaN or infinite in epoch {epoch}. The last good checkpoint, of epoch {last}, is in "
+        f"{folder.path / runs.CHECKPOINTS}; try a lower --lr, or --warmup."
+    )
 
 
 def _bar(config: Config, done: int, progress: bool | None) -> tqdm:
@@ -242,64 +128,107 @@ def _bar(config: Config, done: int, progress: bool | None) -> tqdm:
     return tqdm(total=config.epochs, initial=max(done, 0), unit="epoch", desc=config.arch, disable=disable)
 
 
-def _told(row: dict[str, float], epochs: int) -> str:
+def _told(row: Mapping[str, float], epochs: int) -> str:
     return (
-        f"epoch {row['epoch']:3d}/{epochs}  lr {row['lr']:.0e}  train loss {row['train_loss']:.4g} "
+        f"epoch {int(row['epoch']):3d}/{epochs}  lr {row['lr']:.0e}  train loss {row['train_loss']:.4g} "
         f"error {row['train_error']:.2f} %  test loss {row['test_loss']:.4g} error {row['test_error']:.2f} %  "
         f"{row['seconds']:.1f} s"
     )
 
 
-def _variables(state: TrainState) -> dict[str, Params]:
-    return {"params": state.params, "batch_stats": state.batch_stats}
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text)
-    new.replace(path)
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")}
-
-
-def parse(argv: Sequence[str] | None = None) -> tuple[Config, Path, bool]:
+def parser() -> argparse.ArgumentParser:
     """The options of the command line."""
-    default = Config()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", choices=models.names(), default=default.arch)
-    parser.add_argument("--noshort", action="store_true", help="without shortcuts")
-    parser.add_argument("--dataset", choices=tuple(datasets.LOADERS), default=default.dataset)
-    parser.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
-    parser.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default=default.optimizer)
-    parser.add_argument("--lr", type=float, help="initial learning rate (default: sgd 0.1, adam 0.001)")
-    parser.add_argument("--batch-size", type=int, default=default.batch_size)
-    parser.add_argument("--weight-decay", type=float, default=default.weight_decay)
-    parser.add_argument("--momentum", type=float, default=default.momentum, help="of sgd, Nesterov's")
-    parser.add_argument("--epochs", type=int, default=default.epochs)
-    parser.add_argument("--seed", type=int, default=default.seed)
-    parser.add_argument("--save-every", type=int, default=default.save_every, metavar="EPOCHS")
-    parser.add_argument("--out", metavar="RUN", help="the run folder (default: runs/ARCH[_noshort]_DATASET)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
-    options = vars(parser.parse_args(argv))
-    out, resume = options.pop("out"), options.pop("resume")
-    config = Config(**options)
-    name = f"{config.arch}{'_noshort' if config.noshort else ''}_{config.dataset}"
-    return config, Path(out or Path("runs") / name), resume
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # what is not given is left to Config, or to a preset
+        epilog="Defaults: " + ", ".join(f"{n} {v}" for n, v in dataclasses.asdict(Config()).items() if v is not None),
+    )
+    network = parser.add_argument_group("network")
+    network.add_argument("--arch", choices=models.names())
+    network.add_argument("--noshort", action="store_true", help="without shortcuts")
+    network.add_argument("--width", type=int, metavar="K", help="of a ResNet, K times as wide")
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset", choices=tuple(datasets.LOADERS))
+    data.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
+    data.add_argument(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        help="crop at random with 4 pixels around, and mirror (default: all but digits)",
+    )
+    data.add_argument("--label-noise", type=float, metavar="SHARE", help="of random training labels")
+    training = parser.add_argument_group("training")
+    training.add_argument("--loss", choices=tuple(runs.LOSSES))
+    training.add_argument("--optimizer", choices=tuple(OPTIMIZERS))
+    training.add_argument(
+        "--lr", type=float, help="initial learning rate (default: sgd 0.1, deep and --noshort 0.01, adam 0.001)"
+    )
+    training.add_argument("--batch-size", type=int)
+    training.add_argument("--accumulate", type=int, metavar="PARTS", help="of a batch, one after another")
+    training.add_argument("--weight-decay", type=float)
+    training.add_argument("--no-decay-norm", dest="decay_norm", action="store_false", help="none on biases and norms")
+    training.add_argument("--momentum", type=float, help="of sgd, Nesterov's")
+    training.add_argument("--epochs", type=int)
+    training.add_argument("--warmup", type=int, metavar="EPOCHS", help="of a growing rate")
+    training.add_argument("--precision", choices=PRECISIONS)
+    training.add_argument("--seed", type=int)
+    run = parser.add_argument_group("run")
+    run.add_argument("--save-every", type=int, metavar="EPOCHS")
+    run.add_argument("--out", metavar="RUN", help="the run folder (default: runs/ and what is not default)")
+    run.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
+    run.add_argument(
+        "--preset", choices=tuple(PRESETS), help="the paper's runs one after another; other options apply to each"
+    )
+    run.add_argument("--list", action="store_true", help="only say which runs there are and how far they got")
+    return parser
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[list[tuple[Config, Path]], bool, bool]:
+    """The runs that were asked for with their folders; whether to resume them, and whether to list them only."""
+    options = vars(parser().parse_args(argv))
+    out, preset = (options.pop(name, None) for name in ("out", "preset"))
+    resume, listed = (options.pop(name, False) for name in ("resume", "list"))
+    configs = [dataclasses.replace(c, **options) for c in PRESETS[preset]] if preset else [Config(**options)]
+    root = Path(out or "runs")
+    paths = [root / folder_name(c) for c in configs] if preset or not out else [root]
+    return list(zip(configs, paths, strict=True)), resume, listed
+
+
+def folder_name(config: Config) -> str:
+    """The architecture, the data set, and what is not default."""
+    parts = [config.arch, *(["noshort"] if config.noshort else []), config.dataset]
+    for name, value in dataclasses.asdict(config).items():
+        if name not in ("arch", "noshort", "dataset", "data_dir", "save_every") and value != getattr(Config, name):
+            parts.append(f"{name}={value}")
+    return "_".join(parts)
+
+
+def status(path: Path, config: Config) -> str:
+    """How far a run got, in one line."""
+    rows = runs.read_table(path / runs.METRICS)
+    if not rows:
+        return f"{path}: not begun"
+    return f"{path}: {_told(rows[-1], config.epochs)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train; 0, or 2 after a mistake in what was asked, told in one line."""
+    """Train; 0, 2 after a mistake in what was asked, 3 after a divergence, told in one line."""
     try:
-        config, out, resume = parse(argv)
-        run = train(config, out, resume=resume)
+        asked, resume, listed = parse(argv)
+        use_all_cores()
+        for config, path in asked:
+            if listed:
+                print(status(path, config))
+                continue
+            run = train(config, path, resume=resume)
+            print(f"{trees.size(run.params):,} parameters, {len(run.checkpoints)} checkpoints in {run.path}")
+            print(f"draw it: jaxscape surface {run.path}; jaxscape line {run.path}; jaxscape plot --help")
     except (ValueError, OSError, ImportError) as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
-    print(f"{trees.size(run.params):,} parameters, {len(run.checkpoints)} checkpoints in {run.path}")
-    print(f"draw it: jaxscape surface {run.path}; jaxscape line {run.path}; jaxscape plot --help")
+    except DivergedError as error:
+        print(f"train.py: diverged: {error}", file=sys.stderr)
+        return 3
     return 0
 
 

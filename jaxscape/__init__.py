@@ -9,7 +9,7 @@ from jaxscape.grid import Grid
 from jaxscape.surface import interpolate, surface
 
 if TYPE_CHECKING:
-    from jaxscape import datasets, plot
+    from jaxscape import datasets, plot, runs
     from jaxscape.runs import load_run
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "load_run",
     "plot",
     "random_directions",
+    "runs",
     "surface",
 ]
 
@@ -30,6 +31,6 @@ def __getattr__(name: str) -> Any:
     """Import the top floor when it is first asked for: it needs optional or slow dependencies."""
     if name == "load_run":
         return importlib.import_module("jaxscape.runs").load_run
-    if name in ("plot", "datasets"):
+    if name in ("plot", "datasets", "runs"):
         return importlib.import_module(f"jaxscape.{name}")
     raise AttributeError(f"module 'jaxscape' has no attribute {name!r}")

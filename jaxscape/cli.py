@@ -1,8 +1,6 @@
 """The command line: ``jaxscape surface|line|plot|report``, each a short use of the library."""
 
 import argparse
-import contextlib
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -31,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, or 2 after a mistake in what was asked, told in one line.
     """
     args = _parser().parse_args(argv)
-    _use_all_cores()
+    engine.use_all_cores()
     try:
         if getattr(args, "distributed", False):
             jax.distributed.initialize()
@@ -40,15 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxscape: error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _use_all_cores() -> None:
-    """Make each core a device, so that the points of a surface are shared; leave any setting of the user alone."""
-    flagged = "xla_force_host_platform_device_count" in os.getenv("XLA_FLAGS", "")
-    if flagged or jax.config.jax_num_cpu_devices != -1:  # type: ignore[attr-defined]
-        return
-    with contextlib.suppress(RuntimeError):  # JAX has started already, with devices of its own
-        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
 
 def _surface(args: argparse.Namespace) -> None:

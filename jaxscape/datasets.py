@@ -1,17 +1,29 @@
-"""Image data sets by name: real ones, in memory, normalized with the statistics of their train split."""
+"""Image data sets by name: real ones, in memory."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
+
+from jaxscape import cifar
+
+# Mean and standard deviation of red, green and blue over the train split, from 0 to 255, as the paper's code has them.
+STATISTICS = {
+    "cifar10": ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7)),
+    "cifar100": ((129.3, 124.1, 112.4), (68.2, 65.4, 70.4)),
+}
 
 
 class Split(NamedTuple):
     """Images and labels of one split; as a tuple it is the ``data`` of every jaxscape call.
 
     Attributes:
-        images: Shape ``(examples, height, width, channels)``, float32, normalized.
+        images: Shape ``(examples, height, width, channels)``: float32 and normalized, or uint8 as they come, a quarter
+            of the memory, to be normalized where they are used (`normalize`).
         labels: Shape ``(examples,)``, int32, from 0 to the number of classes less 1.
     """
 
@@ -22,8 +34,11 @@ class Split(NamedTuple):
 def load(name: str, data_dir: str | Path | None = None) -> tuple[Split, Split]:
     """Load a data set.
 
-    ``"digits"``: 1797 real grey images of handwritten digits, 8x8, 10 classes (Alpaydin & Kaynak 1998; embedded in
-    scikit-learn), in a fixed stratified split into 1437 for training and 360 for test.
+    - ``"digits"``: 1797 real grey images of handwritten digits, 8x8, 10 classes (Alpaydin & Kaynak 1998; embedded in
+      scikit-learn), in a fixed stratified split into 1437 for training and 360 for test; float32, normalized.
+    - ``"cifar10"``, ``"cifar100"``: 50,000 and 10,000 color images, 32x32 (Krizhevsky 2009), by tensorflow-datasets;
+      uint8. ``data_dir`` may hold the official binary archive: then no network is needed.
+    - ``"cifar10-files"``, ``"cifar100-files"``: the same from the official binary or Python archive, packed or not.
 
     >>> train, test = load("digits")
     >>> train.images.shape, test.labels.shape
@@ -34,14 +49,37 @@ def load(name: str, data_dir: str | Path | None = None) -> tuple[Split, Split]:
         data_dir: Where the files are, for a data set that is not embedded.
 
     Returns:
-        The train and the test split; each channel has mean 0 and standard deviation 1 over the train split.
+        The train and the test split.
 
     Raises:
-        ValueError: The name is unknown; the message lists the known ones.
+        ValueError: The name is unknown; the message lists the known ones. Or ``data_dir`` is missing, or a file is
+            broken.
+        FileNotFoundError: The data set is not there; the message says what to fetch and where to put it.
+        ImportError: scikit-learn or tensorflow-datasets is not installed.
     """
     if name not in LOADERS:
         raise ValueError(f"dataset is {name!r}, expected one of {', '.join(LOADERS)}.")
     return LOADERS[name](data_dir)
+
+
+def normalize(images: Array, name: str, dtype: Any = jnp.float32) -> Array:
+    """Images as a network takes them: ``(x - mean) / std`` of each channel where they are uint8, else as they are.
+
+    >>> round(float(normalize(jnp.full((1, 32, 32, 3), 255, jnp.uint8), "cifar10")[0, 0, 0, 0]), 3)
+    2.059
+
+    Args:
+        images: Shape ``(batch, height, width, channels)``.
+        name: The data set.
+        dtype: Of the result.
+
+    Returns:
+        The images, of type ``dtype``.
+    """
+    if images.dtype != jnp.uint8:
+        return images.astype(dtype)
+    mean, std = (jnp.array(x, dtype) for x in STATISTICS[name.removesuffix("-files")])
+    return (images.astype(dtype) - mean) / std
 
 
 def _digits(data_dir: str | Path | None) -> tuple[Split, Split]:
@@ -51,18 +89,29 @@ def _digits(data_dir: str | Path | None) -> tuple[Split, Split]:
 
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8, 1)
-    parts = train_test_split(images, labels, test_size=360, stratify=labels, random_state=0)
-    return _normalized(*parts)
-
-
-def _normalized(train: np.ndarray, test: np.ndarray, *labels: np.ndarray) -> tuple[Split, Split]:
-    """Shift and scale each channel by the statistics of the train split."""
+    train, test, *labels = train_test_split(images, labels, test_size=360, stratify=labels, random_state=0)
     mean, std = train.mean((0, 1, 2)), train.std((0, 1, 2))
     splits = [
-        Split(((images - mean) / std).astype(np.float32), label.astype(np.int32))
-        for images, label in zip((train, test), labels, strict=True)
+        Split(((x - mean) / std).astype(np.float32), y.astype(np.int32))
+        for x, y in zip((train, test), labels, strict=True)
     ]
     return splits[0], splits[1]
 
 
-LOADERS: dict[str, Callable[[str | Path | None], tuple[Split, Split]]] = {"digits": _digits}
+def _cifar(name: str, data_dir: str | Path | None) -> tuple[Split, Split]:
+    train, test = cifar.from_tensorflow_datasets(name, Path(data_dir) if data_dir else None)
+    return Split(*train), Split(*test)
+
+
+def _cifar_files(name: str, data_dir: str | Path | None) -> tuple[Split, Split]:
+    if data_dir is None:
+        raise ValueError(f"data_dir is missing: {name}-files reads the official archive from there (--data-dir DIR).")
+    train, test = cifar.from_files(name, Path(data_dir))
+    return Split(*train), Split(*test)
+
+
+LOADERS: dict[str, Callable[[str | Path | None], tuple[Split, Split]]] = {
+    "digits": _digits,
+    **{name: functools.partial(_cifar, name) for name in STATISTICS},
+    **{f"{name}-files": functools.partial(_cifar_files, name) for name in STATISTICS},
+}

@@ -7,19 +7,22 @@ the weights and batch statistics from the initialization (epoch 0) to the end.
 import csv
 import importlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
 
 from jaxscape import trees
-from jaxscape.datasets import Split, load
+from jaxscape.datasets import Split, load, normalize
+from jaxscape.torch_weights import import_torch_state_dict as import_torch_state_dict
 from jaxscape.types import LossFn, Params
 
-CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.csv", "checkpoints"
+CONFIG, METRICS, NORMS, CHECKPOINTS = "config.json", "metrics.csv", "weight_norms.csv", "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,30 @@ def checkpoint_manager(path: Path) -> Any:
     return ocp.CheckpointManager(path.absolute(), item_names=("variables", "optimizer"))
 
 
-def classification_loss(graphdef: Any, variables: Params) -> LossFn:
-    """Cross-entropy and accuracy of an NNX classifier, in evaluation mode.
+def _crossentropy(logits: Array, labels: Array) -> Array:
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
+
+
+def _mse(logits: Array, labels: Array) -> Array:
+    """Mean over the classes of the squared distance of the probabilities from 0 or 1, as the paper's code has it."""
+    wanted = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return jnp.mean((jax.nn.softmax(logits) - wanted) ** 2, axis=-1)
+
+
+LOSSES: dict[str, Callable[[Array, Array], Array]] = {"crossentropy": _crossentropy, "mse": _mse}
+"""The loss of each example, of logits and labels."""
+
+
+def classification_loss(
+    graphdef: Any, variables: Params, dataset: str = "digits", loss: str = "crossentropy"
+) -> LossFn:
+    """Loss and accuracy of an NNX classifier, in evaluation mode.
 
     Args:
         graphdef: Of the module, as ``nnx.split`` gives it.
         variables: A dict of all its arrays; those in ``params`` come before them.
+        dataset: How the images are normalized.
+        loss: One of LOSSES.
 
     Returns:
         ``loss_fn(params, batch)`` with ``batch = (images, labels)``; ``params`` holds any part of the variables.
@@ -110,18 +131,41 @@ def classification_loss(graphdef: Any, variables: Params) -> LossFn:
 
     def loss_fn(params: Params, batch: Any) -> dict[str, jax.Array]:
         images, labels = batch
-        logits = nnx.merge(graphdef, trees.overlay(variables, params))(images)
-        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
-        return {"loss": losses, "accuracy": jnp.argmax(logits, axis=-1) == labels}
+        whole = trees.overlay(variables, params)
+        logits = nnx.merge(graphdef, whole)(normalize(images, dataset, jax.tree.leaves(params)[0].dtype))
+        return {"loss": LOSSES[loss](logits, labels), "accuracy": jnp.argmax(logits, axis=-1) == labels}
 
     return loss_fn
+
+
+def load_data(config: Mapping[str, Any]) -> tuple[Split, Split]:
+    """The train and the test split of a config; a share ``label_noise`` of the training labels is random.
+
+    Args:
+        config: With ``dataset``, and where they differ from the defaults ``data_dir``, ``label_noise`` and ``seed``.
+
+    Returns:
+        The splits.
+
+    Raises:
+        ValueError: As in `jaxscape.datasets.load`.
+        FileNotFoundError: As there.
+        ImportError: As there.
+    """
+    train, test = load(config["dataset"], config.get("data_dir"))
+    if not config.get("label_noise"):
+        return train, test
+    rng = np.random.default_rng((config["seed"], 1))
+    noisy = rng.random(len(train.labels)) < config["label_noise"]
+    random = rng.integers(0, train.labels.max() + 1, len(train.labels)).astype(np.int32)
+    return Split(train.images, np.where(noisy, random, train.labels)), test
 
 
 def build_model(config: Mapping[str, Any], train: Split) -> Any:
     """The network of a config, initialized, for the images and classes of a data set.
 
     Args:
-        config: With ``arch``, ``noshort`` and ``seed``.
+        config: With ``arch``, ``noshort``, ``seed`` and, unless it is 1, ``width``.
         train: The train split.
 
     Returns:
@@ -138,6 +182,7 @@ def build_model(config: Mapping[str, Any], train: Split) -> Any:
     return models.create(
         config["arch"],
         shortcuts=not config["noshort"],
+        width=config.get("width", 1),
         num_classes=int(train.labels.max()) + 1,
         image_shape=train.images.shape[1:],
         seed=config["seed"],
@@ -172,7 +217,7 @@ def load_run(path: str | Path) -> Run:
             f"{path} has no complete checkpoint: its training stopped early. Go on with "
             f"`python train.py --resume` and the same options, or name another run."
         )
-    train, test = load(config["dataset"], config.get("data_dir"))
+    train, test = load_data(config)
     graphdef, *expected = nnx.split(build_model(config, train), nnx.Param, nnx.BatchStat)
     found = checkpoints.variables(-1)
     try:
@@ -185,8 +230,10 @@ def load_run(path: str | Path) -> Run:
             f"{path} holds a checkpoint of another architecture than its {CONFIG} says ({config['arch']}"
             f"{', noshort' if config['noshort'] else ''}): {error}"
         ) from error
-    loss_fn = classification_loss(graphdef, trees.overlay(params, stats))
-    return Run(path, config, params, stats, loss_fn, train, test, read_metrics(path), checkpoints)
+    loss_fn = classification_loss(
+        graphdef, trees.overlay(params, stats), config["dataset"], config.get("loss", "crossentropy")
+    )
+    return Run(path, config, params, stats, loss_fn, train, test, read_table(path / METRICS), checkpoints)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -214,10 +261,10 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """A record for each epoch of a run; empty before the first one is over."""
-    if not (path / METRICS).exists():
+def read_table(path: Path) -> list[dict[str, float]]:
+    """A record for each epoch of ``metrics.csv`` or ``weight_norms.csv``; empty before the first one is over."""
+    if not path.exists():
         return []
-    with open(path / METRICS, newline="") as file:
+    with open(path, newline="") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     return [row | {"epoch": int(row["epoch"])} for row in rows]

@@ -13,14 +13,16 @@ FLOORS = {
     1: ("normalize", "grid", "convolution"),
     2: ("directions", "engine"),
     3: ("surface",),
-    4: ("plot", "datasets", "runs", "cli"),
+    4: ("plot", "cifar", "datasets", "torch_weights", "runs", "cli"),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 # On one floor: types know no arrays, and the command line and runs use their neighbours.
 BESIDE = {
     ("trees", "types"),
     ("data", "types"),
+    ("datasets", "cifar"),
     ("runs", "datasets"),
+    ("runs", "torch_weights"),
     ("cli", "plot"),
     ("cli", "runs"),
     ("cli", "datasets"),
@@ -56,7 +58,7 @@ def test_imports_go_down(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_core_knows_no_neural_network_library(path):
     tops = {name.partition(".")[0] for name in imported(path)}
-    assert not tops & {"flax", "equinox", "optax", "haiku", "torch"} or room(path) == "runs"
+    assert not tops & {"flax", "equinox", "optax", "haiku", "torch"} or room(path) in ("runs", "torch_weights")
 
 
 def test_models_know_nothing_of_jaxscape():

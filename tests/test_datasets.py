@@ -1,9 +1,15 @@
-"""Data sets: real, split once and for all, normalized by their train split."""
+"""Data sets: real, split once and for all; the official archives of CIFAR, written here with random pixels."""
 
+import io
+import pickle
+import tarfile
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxscape as js
+from jaxscape import cifar, datasets
 
 
 def test_digits():
@@ -27,5 +33,150 @@ def test_the_split_is_always_the_same():
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="dataset is 'mnist', expected one of digits"):
+    with pytest.raises(ValueError, match="dataset is 'mnist', expected one of digits, cifar10, cifar100"):
         js.datasets.load("mnist")
+
+
+# ---- CIFAR
+
+FILES = {
+    "cifar10": ("cifar-10-binary.tar.gz", "cifar-10-batches-bin", 10, 1),
+    "cifar100": ("cifar-100-binary.tar.gz", "cifar-100-binary", 100, 2),
+}
+
+
+def random_batches(name, per_file=20):
+    """For each file of the official archive its images and labels."""
+    rng = np.random.default_rng(0)
+    files = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"] if name == "cifar10" else ["train", "test"]
+    classes = FILES[name][2]
+    return {
+        file: (rng.integers(0, 256, (per_file, 32, 32, 3)).astype(np.uint8), rng.integers(0, classes, per_file))
+        for file in files
+    }
+
+
+def write_binary(name, folder, batches):
+    """As https://www.cs.toronto.edu/~kriz/cifar.html says: labels, then red, green and blue, row by row."""
+    archive, inside, _, labels = FILES[name]
+    with tarfile.open(folder / archive, "w:gz") as tar:
+        for file, (images, classes) in batches.items():
+            records = b"".join(
+                bytes([7] * (labels - 1) + [int(label)])
+                + b"".join(image[:, :, channel].tobytes() for channel in range(3))
+                for image, label in zip(images, classes, strict=True)
+            )
+            add(tar, f"{inside}/{file}.bin", records)
+    return folder
+
+
+def write_python(name, folder, batches):
+    key, inside = (b"labels", "cifar-10-batches-py") if name == "cifar10" else (b"fine_labels", "cifar-100-python")
+    with tarfile.open(folder / FILES[name][0].replace("binary", "python"), "w:gz") as tar:
+        for file, (images, classes) in batches.items():
+            rows = np.stack([image.transpose(2, 0, 1).ravel() for image in images])
+            add(tar, f"{inside}/{file}", pickle.dumps({b"data": rows, key: classes.tolist()}, protocol=2))
+    return folder
+
+
+def add(tar, name, content):
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def expected(batches):
+    *train, test = batches.values()
+    return [np.concatenate(x) for x in zip(*train, strict=True)], test
+
+
+def check(name, folder, batches):
+    for split, (images, labels) in zip(js.datasets.load(f"{name}-files", folder), expected(batches), strict=True):
+        np.testing.assert_array_equal(split.images, images)
+        np.testing.assert_array_equal(split.labels, labels)
+        assert (split.images.dtype, split.labels.dtype) == (np.uint8, np.int32)
+
+
+@pytest.mark.parametrize("write", [write_binary, write_python])
+@pytest.mark.parametrize("name", FILES)
+def test_official_archives_packed_and_not(name, write, tmp_path):
+    batches = random_batches(name)
+    check(name, write(name, tmp_path, batches), batches)
+    (archive,) = tmp_path.iterdir()
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path / "all", filter="data")
+    check(name, tmp_path / "all", batches)
+    (inside,) = (tmp_path / "all").iterdir()
+    check(name, inside, batches)
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"neither cifar-10-binary\.tar\.gz or .*\.gz nor .* put it there"):
+        js.datasets.load("cifar10-files", tmp_path)
+    with pytest.raises(ValueError, match="data_dir is missing: cifar100-files reads the official archive"):
+        js.datasets.load("cifar100-files")
+
+
+def test_broken_files(tmp_path):
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    (folder / "data_batch_1.bin").write_bytes(b"123")
+    with pytest.raises(ValueError, match=r"cifar-10-batches-bin lacks data_batch_2\.bin; fetch it anew"):
+        js.datasets.load("cifar10-files", tmp_path)
+    for name in [*(f"data_batch_{i}" for i in range(2, 6)), "test_batch"]:
+        (folder / f"{name}.bin").write_bytes(b"123")
+    with pytest.raises(ValueError, match=r"data_batch_1\.bin has 3 bytes, expected records of 3073"):
+        js.datasets.load("cifar10-files", tmp_path)
+    with tarfile.open(tmp_path / "cifar-100-binary.tar.gz", "w:gz") as tar:
+        add(tar, "other", b"")
+    with pytest.raises(ValueError, match=r"cifar-100-binary\.tar\.gz lacks cifar-100-binary/train\.bin"):
+        js.datasets.load("cifar100-files", tmp_path)
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("it ran",)
+
+
+def test_a_pickle_can_run_nothing(tmp_path, capsys):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        (folder / name).write_bytes(pickle.dumps({b"data": Evil()}))
+    with pytest.raises(ValueError, match=r"data_batch_1 is no official batch of images \(it holds builtins.print\)"):
+        js.datasets.load("cifar10-files", tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_normalization():
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 3)).astype(np.uint8)
+    for name in ("cifar10", "cifar10-files"):
+        found = datasets.normalize(jnp.asarray(images), name)
+        mean, std = np.array([125.3, 123.0, 113.9]) / 255, np.array([63.0, 62.1, 66.7]) / 255
+        np.testing.assert_allclose(found, (images / 255 - mean) / std, rtol=1e-4, atol=1e-5)
+        assert found.dtype == jnp.float32
+    floats = jnp.ones((2, 8, 8, 1))
+    assert datasets.normalize(floats, "digits") is floats or (datasets.normalize(floats, "digits") == floats).all()
+    assert datasets.normalize(floats, "digits", jnp.bfloat16).dtype == jnp.bfloat16
+
+
+def test_tensorflow_datasets_give_the_same_arrays(tmp_path, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    batches = random_batches("cifar10")
+    write_binary("cifar10", tmp_path, batches)
+    plain = tfds.download.DownloadConfig
+    monkeypatch.setattr(  # the archive is none of the checksums it knows
+        tfds.download, "DownloadConfig", lambda **options: plain(**options, register_checksums=True)
+    )
+    (train, test), (images, labels) = js.datasets.load("cifar10", tmp_path), expected(batches)[0]
+    order = np.lexsort(train.images.reshape(len(train.images), -1).T)  # tensorflow-datasets shuffles when it prepares
+    ours = np.lexsort(images.reshape(len(images), -1).T)
+    np.testing.assert_array_equal(train.images[order], images[ours])
+    np.testing.assert_array_equal(train.labels[order], labels[ours])
+    assert len(test.labels) == 20
+
+
+def test_without_tensorflow_datasets_the_cure_is_told(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tensorflow_datasets", None)
+    with pytest.raises(ImportError, match=r"needs tensorflow-datasets: .* --dataset cifar10-files"):
+        cifar.from_tensorflow_datasets("cifar10", None)

@@ -1,6 +1,7 @@
 """Training: the optimizer against its equations, what a run leaves, exact resume; and reading runs back."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -13,10 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxscape as js
 import train
 from jaxscape import datasets, runs
+from tests.test_datasets import random_batches, write_binary
+from training.presets import PRESETS
+from training.step import augment, shared
 
 CONFIG = train.Config(arch="resnet20", epochs=3, batch_size=256, lr=0.05, save_every=1)
 
@@ -44,6 +50,38 @@ def test_the_papers_schedule():
     rates = [config.rate_in(epoch) for epoch in (1, 150, 151, 225, 226, 275, 276, 300)]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4])
     assert train.Config(optimizer="adam").rate_in(1) == 1e-3
+
+
+def test_deep_networks_without_shortcuts_start_lower():
+    for arch, rate in {"resnet20": 0.1, "resnet56": 0.01, "resnet110": 0.01, "wrn56_2": 0.01}.items():
+        assert train.Config(arch=arch).learning_rate == 0.1
+        assert train.Config(arch=arch, noshort=True).learning_rate == rate
+    assert train.Config(arch="resnet56", noshort=True, optimizer="adam").learning_rate == 1e-3
+
+
+def test_warmup_grows_from_zero_to_the_rate():
+    config = train.Config(epochs=4, warmup=1, momentum=0.0, weight_decay=0.0)
+    optimizer = train.make_optimizer(config, steps_per_epoch=4)
+    state, steps = optimizer.init(jnp.zeros(())), []
+    for _ in range(5):
+        update, state = optimizer.update(jnp.ones(()), state, jnp.zeros(()))
+        steps.append(-float(update))
+    np.testing.assert_allclose(steps, [0.025, 0.05, 0.075, 0.1, 0.1], rtol=1e-6)
+
+
+def test_biases_and_norms_can_be_spared_from_decay():
+    params = {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(2)}
+    for decay_norm, scale in ((True, 5e-4), (False, 0.0)):
+        optimizer = train.make_optimizer(train.Config(lr=1.0, momentum=0.0, decay_norm=decay_norm), 10)
+        update, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+        np.testing.assert_allclose(update["kernel"], -5e-4, rtol=1e-6)
+        np.testing.assert_allclose(update["scale"], -scale, rtol=1e-6)
+
+
+def test_what_is_saved():
+    config = train.Config(epochs=300)
+    saved = [epoch for epoch in range(301) if config.is_saved(epoch)]
+    assert saved == sorted({0, 1, *range(10, 301, 10), 150, 225, 275, 300})
 
 
 def test_the_optimizer_follows_the_schedule():
@@ -84,6 +122,111 @@ def test_an_epoch_is_every_example_once_in_an_order_of_its_own():
     np.testing.assert_array_equal(np.sort(order), np.arange(600))
     np.testing.assert_array_equal(order, np.concatenate(list(train.epoch_batches(CONFIG, 1, 600))))
     assert not np.array_equal(order, np.concatenate(list(train.epoch_batches(CONFIG, 2, 600))))
+
+
+# ---- the step
+
+
+def reference_augmentation(image, top, left, mirror):
+    padded = np.zeros((image.shape[0] + 8, image.shape[1] + 8, image.shape[2]), image.dtype)
+    padded[4:-4, 4:-4] = image
+    cropped = padded[top : top + image.shape[0], left : left + image.shape[1]]
+    return cropped[:, ::-1] if mirror else cropped
+
+
+def test_augmentation_crops_and_mirrors():
+    images = np.random.default_rng(0).integers(1, 256, (400, 6, 5, 3)).astype(np.uint8)
+    found = np.asarray(augment(jax.random.key(0), jnp.asarray(images)))
+    assert found.dtype == np.uint8
+    seen = {}
+    for image, new in zip(images, found, strict=True):
+        for choice in itertools.product(range(9), range(9), (False, True)):
+            if np.array_equal(reference_augmentation(image, *choice), new):
+                seen[choice] = seen.get(choice, 0) + 1
+                break
+        else:
+            raise AssertionError("no crop and mirror gives this image")
+    for axis in (0, 1):
+        assert {choice[axis] for choice in seen} == set(range(9))
+    mirrored = sum(count for choice, count in seen.items() if choice[2])
+    assert 150 < mirrored < 250  # of 400: within 5 standard deviations
+    assert not np.array_equal(found, augment(jax.random.key(1), jnp.asarray(images)))
+
+
+def start(config, devices=1, dtype=jnp.float64):
+    """A step, its first state and the data, on the first devices."""
+    data = datasets.load("digits")[0]
+    graphdef, *parts = nnx.split(runs.build_model(dataclasses.asdict(config), data), nnx.Param, nnx.BatchStat)
+    params, stats = jax.tree.map(lambda x: x.astype(dtype), [nnx.to_pure_dict(part) for part in parts])
+    optimizer = train.make_optimizer(config, 10)
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    state, data = jax.device_put((train.TrainState(params, stats, optimizer.init(params)), data), everywhere)
+    step = train.make_step(graphdef, optimizer, config)
+
+    def run(state, rows, key):
+        return step(state, data, jax.device_put(rows, shared(mesh, rows)), key)
+
+    return run, state
+
+
+def test_eight_devices_train_as_one():
+    config = train.Config(arch="resnet20", augment=True, lr=0.01)
+    order = np.random.default_rng(0).permutation(1437)
+    batches = [order[i : i + 48] for i in range(0, 19 * 48, 48)] + [order[-5:]]  # 20, the last cannot be shared evenly
+    states = []
+    for devices in (1, 8):
+        run, state = start(config, devices)
+        for i, rows in enumerate(batches):
+            state = run(state, rows, jax.random.key(i))
+        assert len(jax.tree.leaves(state)[0].sharding.device_set) == devices
+        states.append(jax.device_get(state))
+    for one, other in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-9)
+
+
+def test_a_batch_in_parts_has_the_mean_gradient():
+    rows = np.arange(31)
+    config = train.Config(arch="resnet20", accumulate=4, momentum=0.0, weight_decay=0.0)
+    run, state = start(config)
+    before = jax.device_get(state)
+    after = jax.device_get(run(state, rows, jax.random.key(0)))
+    steps, stats = [], before.batch_stats
+    for part in np.array_split(rows, 4):
+        run, _ = start(dataclasses.replace(config, accumulate=1))
+        single = jax.device_get(run(jax.device_put(before._replace(batch_stats=stats)), part, jax.random.key(0)))
+        steps.append((len(part), jax.tree.map(np.subtract, single.params, before.params)))
+        stats = single.batch_stats
+    expected = jax.tree.map(
+        lambda *s: sum(n * x for (n, _), x in zip(steps, s, strict=True)) / 31, *[x for _, x in steps]
+    )
+    found = jax.tree.map(np.subtract, after.params, before.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12), found, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), after.batch_stats, stats)
+
+
+def test_bfloat16_steps_are_near_those_of_float32():
+    states = []
+    for precision in ("float32", "bfloat16"):
+        run, state = start(train.Config(arch="resnet20", precision=precision, lr=0.01), dtype=jnp.float32)
+        before = jax.device_get(state.params)
+        states.append(
+            jax.tree.map(np.subtract, jax.device_get(run(state, np.arange(128), jax.random.key(0)).params), before)
+        )
+    flat = [np.concatenate([x.ravel() for x in jax.tree.leaves(s)]) for s in states]
+    assert {x.dtype for x in flat} == {np.dtype(np.float32)}
+    cosine = flat[0] @ flat[1] / np.linalg.norm(flat[0]) / np.linalg.norm(flat[1])
+    assert 0.97 < cosine < 1 - 1e-7  # near, and not the same
+
+
+def test_losses_against_their_formulas():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(5, 4)), np.array([0, 3, 1, 1, 2])
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(
+        runs.LOSSES["crossentropy"](jnp.asarray(logits), labels), -np.log(p[np.arange(5), labels])
+    )
+    np.testing.assert_allclose(runs.LOSSES["mse"](jnp.asarray(logits), labels), ((p - np.eye(4)[labels]) ** 2).mean(1))
 
 
 # ---- what a run leaves
@@ -130,9 +273,69 @@ def test_batch_statistics_are_fixed_or_take_part(run):
     assert not np.allclose(fixed.loss[1], line.loss[1])
 
 
+def test_weight_norms_are_kept(run):
+    rows = runs.read_table(run.path / "weight_norms.csv")
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
+    leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(run.params)]
+    np.testing.assert_allclose(rows[-1]["all"], np.sqrt(sum((x**2).sum() for x in leaves)), rtol=1e-6)
+    assert len(rows[-1]) == 2 + len(leaves)
+    kernel = next(name for name in rows[-1] if "head" in name and "kernel" in name)
+    np.testing.assert_allclose(rows[-1][kernel], np.linalg.norm(run.params["head"]["kernel"]), rtol=1e-6)
+
+
+def test_divergence_names_the_last_good_checkpoint(tmp_path, capsys):
+    options = [
+        "--arch",
+        "resnet20",
+        "--epochs",
+        "3",
+        "--lr",
+        "1e30",
+        "--batch-size",
+        "700",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert train.main(options) == 3
+    told = capsys.readouterr().err
+    assert "diverged: a weight became NaN or infinite in epoch 1. The last good checkpoint, of epoch 0" in told
+    assert js.load_run(tmp_path / "run").checkpoints.epochs == (0,)
+    assert [row["epoch"] for row in js.load_run(tmp_path / "run").metrics] == [0, 1]
+
+
+def test_label_noise_is_in_the_training_labels_and_stays(tmp_path):
+    config = train.Config(arch="resnet20", epochs=1, batch_size=2000, label_noise=0.5, seed=3)
+    run = train.train(config, tmp_path / "run", progress=False)
+    clean, test = datasets.load("digits")
+    assert 0.4 < np.mean(run.data.labels != clean.labels) < 0.5  # a tenth of the random labels are right
+    np.testing.assert_array_equal(run.test_data.labels, test.labels)
+    np.testing.assert_array_equal(run.data.labels, js.load_run(tmp_path / "run").data.labels)
+
+
+def test_cifar_files_train_and_are_found_at_the_center(tmp_path, capsys):
+    write_binary("cifar10", tmp_path, random_batches("cifar10"))
+    options = ["--arch", "resnet20", "--dataset", "cifar10-files", "--data-dir", str(tmp_path), "--loss", "mse"]
+    assert train.main([*options, "--epochs", "1", "--batch-size", "64", "--out", str(tmp_path / "run")]) == 0
+    run = js.load_run(tmp_path / "run")
+    assert run.data.images.dtype == np.uint8
+    ds = js.surface(run.params, run.loss_fn, run.data, grid=js.Grid.line(0, 1, 2), progress=False)
+    np.testing.assert_allclose(ds.loss[0], run.metrics[-1]["train_loss"], rtol=1e-6)
+
+
+def test_presets_are_listed_and_take_options(tmp_path, capsys):
+    assert train.main(["--preset", "paper-table1", "--list", "--out", str(tmp_path), "--epochs", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(set(lines)) == 8
+    assert all(line.endswith(": not begun") for line in lines)
+    asked, *_ = train.parse(["--preset", "paper-table2", "--dataset", "digits"])
+    assert [config.dataset for config, _ in asked] == ["digits"] * 7
+    assert len({path for _, path in asked}) == 7
+    assert {config.batch_size for config in PRESETS["paper-fig2"]} == {128, 8192}
+
+
 def test_resume_is_the_same_to_the_bit(run, tmp_path, monkeypatch):
-    def power_cut(folder, row, log=train.RunFolder.log):
-        log(folder, row)
+    def power_cut(folder, name, row, log=train.RunFolder.log):
+        log(folder, name, row)
         if row["epoch"] == 2:
             raise KeyboardInterrupt
 
@@ -161,7 +364,12 @@ def test_a_finished_or_different_run_is_not_overwritten(copy):
         ({"arch": "resnet57"}, "arch is 'resnet57', expected one of resnet20"),
         ({"dataset": "mnist"}, "dataset is 'mnist', expected one of digits"),
         ({"optimizer": "lion"}, "optimizer is 'lion', expected one of sgd, adam"),
+        ({"loss": "hinge"}, "loss is 'hinge', expected one of crossentropy, mse"),
+        ({"precision": "float16"}, "precision is 'float16', expected one of float32, bfloat16"),
         ({"epochs": 0}, "epochs is 0, expected at least 1"),
+        ({"accumulate": 0}, "accumulate is 0, expected at least 1"),
+        ({"epochs": 5, "warmup": 5}, "warmup is 5, expected less than the 5 epochs"),
+        ({"label_noise": 1.5}, "label_noise is 1.5, expected a share from 0 to 1"),
     ],
 )
 def test_bad_configs(options, match):
@@ -181,8 +389,10 @@ def test_the_command_trains_and_tells_what_to_do_next(run, copy, capsys):
 
 
 def test_default_folder():
-    config, out, resume = train.parse(["--arch", "resnet20", "--noshort"])
-    assert (config.noshort, str(out), resume) == (True, "runs/resnet20_noshort_digits", False)
+    [(config, out)], resume, listed = train.parse(["--arch", "resnet20", "--noshort"])
+    assert (config.noshort, str(out), resume, listed) == (True, "runs/resnet20_noshort_digits", False, False)
+    [(_, out)], *_ = train.parse(["--lr", "0.05", "--no-decay-norm", "--save-every", "3"])
+    assert str(out) == "runs/resnet56_digits_lr=0.05_decay_norm=False"
 
 
 # ---- reading runs back

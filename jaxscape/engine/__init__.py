@@ -6,7 +6,7 @@ point; `estimate` takes as many examples at each point as a tolerance needs.
 
 from jaxscape.engine._compile import PRECISIONS, WIDTHS, probe
 from jaxscape.engine._exact import evaluate, mean_metrics
-from jaxscape.engine._program import Load, Program
+from jaxscape.engine._program import Load, Program, use_all_cores
 from jaxscape.engine._result import Estimate, Evaluation
 from jaxscape.engine._tolerance import anchor_stride, anchors, estimate
 
@@ -23,4 +23,5 @@ __all__ = [
     "evaluate",
     "mean_metrics",
     "probe",
+    "use_all_cores",
 ]

@@ -66,8 +66,10 @@ def evaluate(
     return Evaluation(metrics, np.full(len(coords), num_examples(data)), used)
 
 
-def mean_metrics(loss_fn: LossFn, params: Params, data: Data, *, batch_size: int = 128) -> dict[str, float]:
-    """Mean of every metric over all examples, at ``params`` itself and on one device.
+def mean_metrics(
+    loss_fn: LossFn, params: Params, data: Data, *, batch_size: int = 128, mesh: Mesh | None = None
+) -> dict[str, float]:
+    """Mean of every metric over all examples, at ``params`` itself.
 
     >>> data = np.arange(5.0)
     >>> mean_metrics(lambda p, x: p * x, np.float32(2.0), data, batch_size=2)
@@ -78,12 +80,13 @@ def mean_metrics(loss_fn: LossFn, params: Params, data: Data, *, batch_size: int
         params: A pytree of floating arrays.
         data: Arrays with a common leading example axis.
         batch_size: Examples in one call of loss_fn, at most.
+        mesh: The devices, with an axis named ``"data"``; the first one by default.
 
     Returns:
         A number for each metric.
     """
     no_direction = jax.tree.map(lambda x: np.zeros((0, *np.shape(x)), x.dtype), params)
-    mesh = Mesh(np.array(jax.local_devices()[:1]), ("points",))
+    mesh = mesh or Mesh(np.array(jax.local_devices()[:1]), ("points",))
     point, load = np.zeros((1, 0)), (batch_size, 1)
     found = evaluate(loss_fn, params, no_direction, point, data, load=load, mesh=mesh, progress=False)
     return {name: float(estimate.mean[0]) for name, estimate in found.metrics.items()}

@@ -4,7 +4,9 @@ Points are shared by the devices of a mesh. A mesh axis named ``"data"`` shares 
 for one device.
 """
 
+import contextlib
 import functools
+import os
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
@@ -173,6 +175,19 @@ def ahead(calls: Iterator[tuple[Any, Pending]]) -> Iterator[tuple[Any, dict[str,
         after = next(calls, None)
         yield before[0], before[1]()
         before = after
+
+
+def use_all_cores() -> None:
+    """Make each core of a CPU a device, so that all of them share the work; leave any setting of the user alone.
+
+    XLA runs a network on one device with little more than one core: ResNet-56 on 32x32 pixels, two cores, 491 images/s
+    on one device and 1051 on two.
+    """
+    flagged = "xla_force_host_platform_device_count" in os.getenv("XLA_FLAGS", "")
+    if flagged or jax.config.jax_num_cpu_devices != -1:  # type: ignore[attr-defined]
+        return
+    with contextlib.suppress(RuntimeError):  # JAX has started already, with devices of its own
+        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
 
 def default_mesh() -> Mesh:

@@ -1,0 +1,183 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): the official archives straight from disk, or by tensorflow-datasets."""
+
+import io
+import itertools
+import pickle
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+PIXELS = 3 * 32 * 32
+Arrays = tuple[np.ndarray, np.ndarray]
+"""Images, uint8 of shape ``(examples, 32, 32, 3)``, and labels, int32."""
+
+
+class _Layout(NamedTuple):
+    """One official archive: its name, the folder inside, and the files of the train and the test split."""
+
+    archive: str
+    folder: str
+    files: tuple[tuple[str, ...], tuple[str, ...]]
+    parse: Callable[[bytes, str], Arrays]
+
+
+def _from_records(labels: int) -> Callable[[bytes, str], Arrays]:
+    """The binary version: for each example its labels, of which the last counts, then 3 planes of 32 rows."""
+
+    def parse(content: bytes, name: str) -> Arrays:
+        width = labels + PIXELS
+        if not content or len(content) % width:
+            raise ValueError(f"{name} has {len(content)} bytes, expected records of {width}; fetch it anew.")
+        records = np.frombuffer(content, np.uint8).reshape(-1, width)
+        return _images(records[:, labels:]), records[:, labels - 1].astype(np.int32)
+
+    return parse
+
+
+def _from_pickle(key: bytes) -> Callable[[bytes, str], Arrays]:
+    """The Python version: a pickled dict of ``data`` and labels."""
+
+    def parse(content: bytes, name: str) -> Arrays:
+        try:
+            batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+            return _images(np.asarray(batch[b"data"], np.uint8)), np.asarray(batch[key], np.int32)
+        except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{name} is no official batch of images ({error}); fetch it anew.") from error
+
+    return parse
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """A pickle can run any code; this one makes NumPy arrays and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Look up what an array is made with."""
+        if module.split(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype"):
+            return super().find_class(module, name)
+        if (module, name) == ("_codecs", "encode"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it holds {module}.{name}")
+
+
+def _images(rows: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+
+
+_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
+_OFFICIAL = {
+    "cifar10": (
+        _Layout(
+            "cifar-10-binary.tar.gz",
+            "cifar-10-batches-bin",
+            (tuple(f"{name}.bin" for name in _BATCHES), ("test_batch.bin",)),
+            _from_records(1),
+        ),
+        _Layout("cifar-10-python.tar.gz", "cifar-10-batches-py", (_BATCHES, ("test_batch",)), _from_pickle(b"labels")),
+    ),
+    "cifar100": (
+        _Layout("cifar-100-binary.tar.gz", "cifar-100-binary", (("train.bin",), ("test.bin",)), _from_records(2)),
+        _Layout("cifar-100-python.tar.gz", "cifar-100-python", (("train",), ("test",)), _from_pickle(b"fine_labels")),
+    ),
+}
+
+
+def from_files(name: str, data_dir: Path) -> tuple[Arrays, Arrays]:
+    """Read the official binary or Python version, unpacked or as the archive.
+
+    Args:
+        name: ``"cifar10"`` or ``"cifar100"``.
+        data_dir: The folder that holds the archive or the folder inside it.
+
+    Returns:
+        The train and the test split.
+
+    Raises:
+        FileNotFoundError: Neither is there; the message says what to fetch and where to put it.
+        ValueError: A file is broken.
+    """
+    for layout in _OFFICIAL[name]:
+        content = _unpacked(layout, data_dir) or _packed(layout, data_dir)
+        if content:
+            train, test = ([layout.parse(content[file], file) for file in files] for files in layout.files)
+            return _joined(train), _joined(test)
+    raise FileNotFoundError(missing(name, data_dir))
+
+
+def missing(name: str, data_dir: Path) -> str:
+    """What to tell someone whose folder lacks the data set."""
+    archives = " or ".join(layout.archive for layout in _OFFICIAL[name])
+    return (
+        f"{name} not found: data_dir {data_dir} has neither {archives} nor the unpacked files. Fetch "
+        f"https://www.cs.toronto.edu/~kriz/{_OFFICIAL[name][0].archive} and put it there, as it is."
+    )
+
+
+def _unpacked(layout: _Layout, data_dir: Path) -> dict[str, bytes] | None:
+    """The content of each file in the folder; None where they are not there."""
+    for folder in (data_dir / layout.folder, data_dir):
+        names = [*itertools.chain(*layout.files)]
+        if (folder / names[0]).is_file():
+            for name in names:
+                if not (folder / name).is_file():
+                    raise ValueError(f"{folder} lacks {name}; fetch it anew.")
+            return {name: (folder / name).read_bytes() for name in names}
+    return None
+
+
+def _packed(layout: _Layout, data_dir: Path) -> dict[str, bytes] | None:
+    """The content of each file in the archive; None where it is not there."""
+    path = data_dir / layout.archive
+    if not path.is_file():
+        return None
+    with tarfile.open(path) as archive:
+        found = {member.name: member for member in archive if member.isfile()}
+        content = {}
+        for name in itertools.chain(*layout.files):
+            if f"{layout.folder}/{name}" not in found:
+                raise ValueError(f"{path} lacks {layout.folder}/{name}; fetch it anew.")
+            content[name] = archive.extractfile(found[f"{layout.folder}/{name}"]).read()  # type: ignore[union-attr]
+    return content
+
+
+def _joined(parts: list[Arrays]) -> Arrays:
+    images, labels = zip(*parts, strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def from_tensorflow_datasets(name: str, data_dir: Path | None) -> tuple[Arrays, Arrays]:
+    """Read it by tensorflow-datasets, without TensorFlow: prepared before, from the archive in the folder, or fetched.
+
+    Args:
+        name: ``"cifar10"`` or ``"cifar100"``.
+        data_dir: Where it is or goes; it may hold the official binary archive. None: ``~/tensorflow_datasets``.
+
+    Returns:
+        The train and the test split.
+
+    Raises:
+        ImportError: tensorflow-datasets is not installed.
+        FileNotFoundError: It is not there and could not be fetched.
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ImportError(
+            f"dataset {name} needs tensorflow-datasets: `pip install -e .[cifar]`; or read the official archive with "
+            f"--dataset {name}-files --data-dir DIR."
+        ) from error
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    try:
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=data_dir))
+    except Exception as error:  # of many kinds: no network, a refused connection, a wrong checksum
+        raise FileNotFoundError(f"{missing(name, Path(data_dir or builder.data_dir))} ({error})") from error
+    train, test = (_stack(iter(builder.as_data_source(split))) for split in ("train", "test"))
+    return train, test
+
+
+def _stack(examples: Iterator[Any]) -> Arrays:
+    pairs = [(example["image"], example["label"]) for example in examples]
+    images, labels = zip(*pairs, strict=True)
+    return np.stack(images), np.array(labels, np.int32)

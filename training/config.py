@@ -1,0 +1,96 @@
+"""What a run is made from, and the optimizer that follows from it."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+import models
+from jaxscape import datasets, runs
+
+OPTIMIZERS = {"sgd": 0.1, "adam": 1e-3}  # with the paper's initial learning rate, section 5
+PRECISIONS = ("float32", "bfloat16")
+DEEP = 56  # layers, from which on the paper trains networks without shortcuts at a tenth of the rate (appendix A.6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a run is made from; the defaults are the paper's (section 5 and appendix A.5)."""
+
+    arch: str = "resnet56"
+    noshort: bool = False  # without shortcuts
+    width: int = 1  # times the widths of a residual network
+    dataset: str = "digits"
+    data_dir: str | None = None
+    augment: bool | None = None  # None: for color images
+    label_noise: float = 0.0  # share of the training labels that are replaced by random ones
+    loss: str = "crossentropy"
+    optimizer: str = "sgd"
+    lr: float | None = None  # None: 0.1 for sgd, 0.01 where it is deep and without shortcuts, 0.001 for adam
+    batch_size: int = 128
+    accumulate: int = 1  # parts of a batch, one after another
+    weight_decay: float = 5e-4
+    decay_norm: bool = True  # whether biases and normalization parameters decay as well
+    momentum: float = 0.9
+    epochs: int = 300
+    warmup: int = 0  # epochs in which the learning rate grows from 0
+    precision: str = "float32"
+    seed: int = 0
+    save_every: int = 10  # epochs
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained, before anything is written."""
+        for name, known in (
+            ("arch", models.names()),
+            ("dataset", datasets.LOADERS),
+            ("loss", runs.LOSSES),
+            ("optimizer", OPTIMIZERS),
+            ("precision", PRECISIONS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}.")
+        for name in ("width", "batch_size", "accumulate", "epochs", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        if not 0 <= self.warmup < self.epochs:
+            raise ValueError(f"warmup is {self.warmup}, expected less than the {self.epochs} epochs, and not below 0.")
+        if not 0 <= self.label_noise <= 1:
+            raise ValueError(f"label_noise is {self.label_noise}, expected a share from 0 to 1.")
+
+    @property
+    def learning_rate(self) -> float:
+        """The initial learning rate."""
+        if self.lr is not None:
+            return self.lr
+        depth = re.match(r"\D+(\d+)", self.arch)
+        hard = self.noshort and depth is not None and int(depth[1]) >= DEEP
+        return OPTIMIZERS[self.optimizer] / (10 if hard and self.optimizer == "sgd" else 1)
+
+    @property
+    def drops(self) -> tuple[int, ...]:
+        """The learning rate falls by 10 after these epochs: 50 %, 75 % and 91.7 % (150, 225 and 275 of 300)."""
+        return tuple(self.epochs * twelfths // 12 for twelfths in (6, 9, 11))
+
+    def rate_in(self, epoch: Any) -> Any:
+        """The learning rate in an epoch, counted from 1, after the warm-up; the epoch may be traced."""
+        return self.learning_rate / 10 ** sum(1 * (drop < epoch) for drop in self.drops)
+
+    def is_saved(self, epoch: int) -> bool:
+        """Whether an epoch's checkpoint is kept: the start, the first, every ``save_every``, the drops, the last."""
+        return epoch % self.save_every == 0 or epoch in (1, *self.drops, self.epochs)
+
+
+def make_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Nesterov SGD or Adam with the paper's schedule; weight decay is added to the gradient."""
+
+    def schedule(steps_done: Array) -> Array:
+        grown = (steps_done + 1) / (config.warmup * steps_per_epoch) if config.warmup else 1.0
+        return config.rate_in(steps_done // steps_per_epoch + 1) * jnp.minimum(grown, 1.0)
+
+    rule = optax.sgd(schedule, config.momentum, nesterov=True) if config.optimizer == "sgd" else optax.adam(schedule)
+    mask = None if config.decay_norm else lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
+    return optax.chain(optax.add_decayed_weights(config.weight_decay, mask), rule)

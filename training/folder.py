@@ -1,0 +1,106 @@
+"""Where a run is kept: config, metrics and checkpoints, complete after every epoch."""
+
+import csv
+import dataclasses
+import importlib.metadata
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from jaxscape import runs
+from jaxscape.types import Params
+from training.config import Config
+from training.step import TrainState
+
+COLUMNS = ("epoch", "lr", "train_loss", "train_error", "test_loss", "test_error", "seconds")
+
+
+class RunFolder:
+    """A folder with config.json, metrics.csv, weight_norms.csv and checkpoints."""
+
+    def __init__(self, path: Path, config: Config, resume: bool) -> None:
+        """Open a folder; refuse one that holds another run, or one of the same run without ``resume``.
+
+        Raises:
+            ValueError: The folder holds a run already, and it is not to be resumed or has other options.
+        """
+        self.path = path
+        there = (path / runs.CONFIG).exists()
+        if there and not resume:
+            raise ValueError(f"out is {path}, which holds a run already; pass --resume to go on, or another --out.")
+        if there:
+            self._check_same(config)
+        path.mkdir(parents=True, exist_ok=True)
+        if not there:
+            kept = dataclasses.asdict(config) | {"versions": _versions()}
+            _replace(path / runs.CONFIG, json.dumps(kept, indent=2) + "\n")
+        self.manager = runs.checkpoint_manager(path / runs.CHECKPOINTS)
+
+    def _check_same(self, config: Config) -> None:
+        before = runs.read_config(self.path)
+        for name, value in dataclasses.asdict(config).items():
+            if before.get(name, getattr(Config, name)) != value:
+                raise ValueError(
+                    f"{name} is {value!r}, but the run in {self.path} was started with {before.get(name)!r}; "
+                    "resume it with its own options, or start another one elsewhere with --out."
+                )
+
+    def restore(self, state: TrainState) -> tuple[int, TrainState]:
+        """The last epoch with a complete checkpoint and its state; -1 and ``state`` when there is none."""
+        epoch = self.manager.latest_step()
+        last = -1 if epoch is None else epoch
+        for name in (runs.METRICS, runs.NORMS):
+            rows = [row for row in runs.read_table(self.path / name) if row["epoch"] <= last]
+            _write_rows(self.path / name, rows)
+        if epoch is None:
+            return -1, state
+        like = {"variables": _variables(state), "optimizer": state.optimizer}
+        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(value) for name, value in like.items()})
+        found = self.manager.restore(epoch, args=args)
+        return epoch, TrainState(**found["variables"], optimizer=found["optimizer"])
+
+    def save(self, epoch: int, state: TrainState) -> None:
+        """Write a checkpoint; it counts only once it is complete."""
+        items = {"variables": _variables(state), "optimizer": state.optimizer}
+        # The next step donates these buffers, and orbax writes in the background: hand it copies.
+        items = jax.tree.map(jnp.copy, items)
+        args = ocp.args.Composite(**{name: ocp.args.StandardSave(value) for name, value in items.items()})
+        self.manager.save(epoch, args=args)
+
+    def log(self, name: str, row: Mapping[str, float]) -> None:
+        """Append an epoch to a table of the run."""
+        path = self.path / name
+        if not path.exists() or not path.stat().st_size:
+            _write_rows(path, [row])
+        else:
+            with open(path, "a", newline="") as file:
+                csv.DictWriter(file, [*row], lineterminator="\n").writerow(row)
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, [*rows[0]], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    _replace(path, text.getvalue())
+
+
+def _variables(state: TrainState) -> dict[str, Params]:
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")}

@@ -13,6 +13,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from jax.sharding import Mesh
+from matplotlib.figure import Figure
 
 import jaxscape as js
 from benchmarks import problems
@@ -48,18 +49,28 @@ def main() -> None:
         "parameters": {trees.size(models[arch][0]): run(arch=arch) for arch in models},
         "devices": {n: run(devices=n) for n in range(1, (os.cpu_count() or 1) + 1)},
     }
-    figure, axes = plt.subplots(1, 4, figsize=(11, 2.8), layout="constrained", sharey=True)
+    for name, times in sweeps.items():
+        print(name, {n: round(t, 3) for n, t in times.items()}, flush=True)
+    print(plot.save(draw(sweeps), args.out))
+
+
+def draw(sweeps: dict[str, dict[int, float]]) -> Figure:
+    """Seconds against each of what was varied."""
+    figure, axes = plt.subplots(1, len(sweeps), figsize=(11, 2.8), layout="constrained", sharey=True)
     for ax, (name, times) in zip(axes, sweeps.items(), strict=True):
         x, y = np.array([*times]), np.array([*times.values()])
         power = -1.0 if name == "devices" else 1.0
         ax.loglog(x, y, "o-", label="measured")
         ax.loglog(x, y[-1] * (x / x[-1]) ** power, ":", color="0.5", label="proportional" if power > 0 else "inverse")
+        ax.set_xticks(x, [f"{n / 1e6:.2g}M" if n > 1e5 else str(n) for n in x], minor=False)
+        ax.set_xticks([], minor=True)
         ax.set(xlabel=name)
         ax.legend()
-        print(name, {n: round(t, 3) for n, t in times.items()}, flush=True)
     axes[0].set_ylabel("seconds")
+    axes[0].set_yticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"])
+    axes[0].set_yticks([], minor=True)
     figure.suptitle("ResNet on 8x8 digits: 32 points, 1024 examples, ResNet-20, all devices, one varied at a time")
-    print(plot.save(figure, args.out))
+    return figure
 
 
 if __name__ == "__main__":

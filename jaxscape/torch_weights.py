@@ -59,7 +59,7 @@ def import_torch_state_dict(path: str | Path) -> dict[str, Params]:
     for name, x in tensors.items():
         module, _, kind = name.rpartition(".")
         target = variables["batch_stats" if kind in _STATISTICS else "params"]
-        for part in layers.get(module, _module(module, name)).split("."):
+        for part in (layers.get(module) or _module(module, name)).split("."):
             target = target.setdefault(part, {})
         target.update([_leaf(kind, x, name)])
     if "hidden" in variables["params"]:

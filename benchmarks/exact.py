@@ -7,8 +7,6 @@ share of the measured matrix-product peak jaxscape reaches, compile time, and th
 `fast_convolutions`. Both must give the same losses to 1e-4.
 """
 
-import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -20,7 +18,7 @@ import numpy as np
 import torch
 
 import jaxscape as js
-from benchmarks import problems, torch_loop
+from benchmarks import cases, problems, torch_loop
 from jaxscape.engine import _compile
 
 CASES = ("mlp", "resnet20-8", "resnet56-8", "resnet20-32", "resnet56-32")
@@ -147,29 +145,5 @@ def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measure the cases named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4, help="of each program in each turn")
-    parser.add_argument("--devices", type=int, default=os.cpu_count())
-    args = parser.parse_args()
-    jax.config.update("jax_num_cpu_devices", args.devices)
-    torch.set_num_threads(os.cpu_count() or 1)
-    print(
-        f"{os.cpu_count()} cores, {args.devices} devices, jax {jax.__version__}, torch {torch.__version__}, "
-        f"{args.turns} turns"
-    )
-    print(f"matrix product: {matmul_peak() / 1e9:.0f} GFLOP/s")
-    rows = []
-    for case in args.cases or CASES:
-        rows.append(measure(case, args.turns, args.seconds))
-        print(" | ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-    print("\n| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(map(str, row.values())) + " |")
-
-
 if __name__ == "__main__":
-    main()
+    cases.run(measure, CASES, __doc__)

@@ -6,11 +6,8 @@ Batches of 128 in memory, Nesterov SGD with weight decay, batch norm in training
 of contiguous and channels-last memory. Both must give the same weights after the first step, to 1e-3 of the step.
 """
 
-import argparse
 import dataclasses
-import os
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +20,8 @@ from torch.nn import functional as F  # noqa: N812
 
 import jaxscape as js
 import train
-from benchmarks import problems, torch_loop
+from benchmarks import cases, problems, torch_loop
+from benchmarks.exact import seconds
 from jaxscape import runs
 from training.step import shared
 
@@ -86,9 +84,7 @@ def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
         return net, theirs(net, config, data, layout)
 
     nets = {name: torch_run(getattr(torch, name)) for name in ("contiguous_format", "channels_last")}
-    begin = time.perf_counter()
-    first = run(1)
-    compiled = time.perf_counter() - begin
+    compiled, first = seconds(lambda: run(1))
     for net, torch_steps in nets.values():
         torch_steps(1)
         after = {name: p.detach().numpy() for name, p in net.named_parameters()}
@@ -96,18 +92,13 @@ def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
             moved = np.abs(expected.numpy() - torch_loop.tensors(params)[name].numpy()).max()
             np.testing.assert_allclose(after[name], expected, atol=1e-3 * moved + 1e-7, rtol=0)
 
-    def seconds(call: Callable[[int], Any], steps: int) -> float:
-        start = time.perf_counter()
-        call(steps)
-        return time.perf_counter() - start
-
     run(2)
-    steps = max(1, round(budget / (seconds(run, 3) / 3)))
+    steps = max(1, round(budget / (seconds(lambda: run(3))[0] / 3)))
     programs = {"ours": run, **{name: call for name, (_, call) in nets.items()}}
     times: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(turns):
         for name, call in programs.items():
-            times[name].append(seconds(call, steps))
+            times[name].append(seconds(lambda c=call: c(steps))[0])
     best = min(nets, key=lambda name: statistics.median(times[name]))
     ratios = {name: statistics.median(b / a for a, b in zip(times["ours"], times[name], strict=True)) for name in nets}
     rate = {name: steps * BATCH / statistics.median(spent) for name, spent in times.items()}
@@ -121,24 +112,5 @@ def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measure the cases named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4, help="of each program in each turn")
-    parser.add_argument("--devices", type=int, default=os.cpu_count())
-    args = parser.parse_args()
-    jax.config.update("jax_num_cpu_devices", args.devices)
-    torch.set_num_threads(os.cpu_count() or 1)
-    rows = []
-    for case in args.cases or CASES:
-        rows.append(measure(case, args.turns, args.seconds))
-        print(" | ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-    print("\n| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(map(str, row.values())) + " |")
-
-
 if __name__ == "__main__":
-    main()
+    cases.run(measure, CASES, __doc__)

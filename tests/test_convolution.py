@@ -338,6 +338,15 @@ def test_an_operand_that_differs_along_the_row_but_not_the_features_is_left_alon
     assert shapes_of(jax.make_jaxpr(fast)(x, b).jaxpr, "mul") == {FEW}
 
 
+def test_tokens_pass_through():
+    def fun(x):
+        return lax.after_all(lax.create_token()), jax.nn.relu(x)
+
+    jaxpr = jax.make_jaxpr(fast_convolutions(fun, backend="cpu"))(jnp.ones(FEW))
+    assert "after_all" in str(jaxpr)
+    assert shapes_of(jaxpr.jaxpr, "max") == {(3, 8, 512)}
+
+
 def test_what_convolutions_and_others_use_is_computed_once():
     kernels = jnp.asarray(RNG.normal(size=(6, 3, 3, 16, 16))) / 12
 

@@ -32,10 +32,10 @@ def made_once(x: Array) -> Array:
 
 def in_rows(eqn: Any) -> Callable[..., Array] | None:
     """The equation on whole rows; None where it is no elementwise operation or broadcast, or is fast as it is."""
-    shape = eqn.outvars[0].aval.shape if len(eqn.outvars) == 1 else ()
-    if not _pays(shape):
+    shapes = [getattr(v.aval, "shape", ()) for v in (*eqn.outvars, *eqn.invars)]  # a token has none
+    if len(eqn.outvars) != 1 or not _pays(shapes[0]):
         return None
-    operands = [v.aval.shape for v in eqn.invars]
+    shape, *operands = shapes
     if eqn.primitive.name in _ELEMENTWISE and all(not own or _fits(own, shape) for own in operands):
         return lambda *xs: eqn.primitive.bind(*(_rows(x, shape) for x in xs), **eqn.params).reshape(shape)
     if eqn.primitive.name == "broadcast_in_dim" and len(operands) == 1:

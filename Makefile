@@ -1,6 +1,6 @@
 # Two commands on a machine with python3 and make: `make demo` and `make test`.
 BIN := .venv/bin
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,notebooks,dev]'
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,cifar,tensorboard,notebooks,dev]'
 
 .PHONY: env demo test test-all lint bench clean
 

@@ -33,6 +33,9 @@ from training.step import TrainState, make_step, shared
 __all__ = ["Config", "RunFolder", "TrainState", "make_optimizer", "make_step", "train"]
 
 
+FLAGS = ("resume", "tensorboard", "list", "distributed")
+
+
 class DivergedError(Exception):
     """A weight became NaN or infinite."""
 
@@ -62,7 +65,14 @@ def weight_norms(params: Params) -> dict[str, float]:
     return {"all": float(np.linalg.norm(norms)), **dict(zip(names, norms, strict=True))}
 
 
-def train(config: Config, out: str | Path, *, resume: bool = False, progress: bool | None = None) -> runs.Run:
+def train(
+    config: Config,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    progress: bool | None = None,
+    tensorboard: bool = False,
+) -> runs.Run:
     """Train a network, or go on where its training stopped; the weights are the same to the bit either way.
 
     Args:
@@ -70,53 +80,55 @@ def train(config: Config, out: str | Path, *, resume: bool = False, progress: bo
         out: The run folder.
         resume: Whether a run that is in the folder is to be continued.
         progress: True or False for a progress bar; None for one on terminals.
+        tensorboard: Whether the tables go into ``tensorboard`` in the run folder as well.
 
     Returns:
         The run, as `jaxscape.load_run` reads it.
 
     Raises:
         ValueError: The folder holds a run already, and it is not to be resumed or has other options.
+        ImportError: tensorboardX is wanted and not installed, or what the data set needs is not.
         DivergedError: A weight became NaN or infinite; the message names the last good checkpoint.
     """
     splits = runs.load_data(dataclasses.asdict(config))
-    folder = RunFolder(Path(out), config, resume)
+    folder = RunFolder(Path(out), config, resume, tensorboard)
     model = runs.build_model(dataclasses.asdict(config), splits[0])
     graphdef, *parts = nnx.split(model, nnx.Param, nnx.BatchStat)
     params, batch_stats = map(nnx.to_pure_dict, parts)
     examples = len(splits[0].labels)
     optimizer = make_optimizer(config, -(-examples // config.batch_size))
-    step = make_step(graphdef, optimizer, config)
-    loss_fn = runs.classification_loss(graphdef, {}, config.dataset, config.loss)
     mesh = Mesh(np.array(jax.devices()), ("data",))
+    step = make_step(graphdef, optimizer, config, mesh)
+    loss_fn = runs.classification_loss(graphdef, {}, config.dataset, config.loss)
     everywhere = NamedSharding(mesh, PartitionSpec())
     done, state = folder.restore(TrainState(params, batch_stats, optimizer.init(params)))
-    state, data = jax.device_put((state, splits[0]), everywhere)
-    with _bar(config, done, progress) as bar:
+    state, data = jax.device_put(jax.device_get((state, splits[0])), everywhere)
+    with _bar(config, done, progress if folder.writes else False) as bar:
         for epoch in range(done + 1, config.epochs + 1):
             start = time.perf_counter()
             key = jax.random.fold_in(jax.random.key(config.seed), epoch)
             for i, rows in enumerate(epoch_batches(config, epoch, examples) if epoch else ()):
-                rows = jax.device_put(rows, shared(mesh, rows))
-                state = step(state, data, rows, jax.random.fold_in(key, i))
+                state = step(state, data, shared(mesh, rows), jax.random.fold_in(key, i))
             row = {"epoch": epoch, "lr": config.rate_in(epoch), **evaluate(loss_fn, state, *splits, mesh)}
             row["seconds"] = round(time.perf_counter() - start, 3)
             folder.log(runs.METRICS, row)
             norms = weight_norms(state.params)
             folder.log(runs.NORMS, {"epoch": epoch, **norms})
-            bar.write(_told(row, config.epochs))
+            if folder.writes:
+                bar.write(_told(row, config.epochs))
             if not np.isfinite(norms["all"]):
                 raise DivergedError(_diverged(folder, epoch))
             if config.is_saved(epoch):
                 folder.save(epoch, state)
             bar.update(bool(epoch))
-    folder.manager.close()
+    folder.close()
     return runs.load_run(folder.path)
 
 
 def _diverged(folder: RunFolder, epoch: int) -> str:
     folder.manager.wait_until_finished()
     last = folder.manager.latest_step()
-    folder.manager.close()
+    folder.close()
     return (
         f"a weight became NaN or infinite in epoch {epoch}. The last good checkpoint, of epoch {last}, is in "
         f"{folder.path / runs.CHECKPOINTS}; try a lower --lr, or --warmup."
@@ -179,19 +191,21 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--preset", choices=tuple(PRESETS), help="the paper's runs one after another; other options apply to each"
     )
+    run.add_argument("--tensorboard", action="store_true", help="the tables for TensorBoard as well")
+    run.add_argument("--distributed", action="store_true", help="one of several processes: `srun python train.py ...`")
     run.add_argument("--list", action="store_true", help="only say which runs there are and how far they got")
     return parser
 
 
-def parse(argv: Sequence[str] | None = None) -> tuple[list[tuple[Config, Path]], bool, bool]:
-    """The runs that were asked for with their folders; whether to resume them, and whether to list them only."""
+def parse(argv: Sequence[str] | None = None) -> tuple[list[tuple[Config, Path]], set[str]]:
+    """The runs that were asked for with their folders; and which of the flags that are no part of a run."""
     options = vars(parser().parse_args(argv))
     out, preset = (options.pop(name, None) for name in ("out", "preset"))
-    resume, listed = (options.pop(name, False) for name in ("resume", "list"))
+    flags = {name for name in FLAGS if options.pop(name, False)}
     configs = [dataclasses.replace(c, **options) for c in PRESETS[preset]] if preset else [Config(**options)]
     root = Path(out or "runs")
     paths = [root / folder_name(c) for c in configs] if preset or not out else [root]
-    return list(zip(configs, paths, strict=True)), resume, listed
+    return list(zip(configs, paths, strict=True)), flags
 
 
 def folder_name(config: Config) -> str:
@@ -214,13 +228,17 @@ def status(path: Path, config: Config) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; 0, 2 after a mistake in what was asked, 3 after a divergence, told in one line."""
     try:
-        asked, resume, listed = parse(argv)
+        asked, flags = parse(argv)
         use_all_cores()
+        if "distributed" in flags:
+            jax.distributed.initialize()
         for config, path in asked:
-            if listed:
+            if "list" in flags:
                 print(status(path, config))
                 continue
-            run = train(config, path, resume=resume)
+            run = train(config, path, resume="resume" in flags, tensorboard="tensorboard" in flags)
+            if jax.process_index():
+                continue
             print(f"{trees.size(run.params):,} parameters, {len(run.checkpoints)} checkpoints in {run.path}")
             print(f"draw it: jaxscape surface {run.path}; jaxscape line {run.path}; jaxscape plot --help")
     except (ValueError, OSError, ImportError) as error:

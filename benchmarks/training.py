@@ -3,7 +3,7 @@
     python -m benchmarks.training [CASE ...] [--turns 5] [--seconds 4]
 
 Batches of 128 in memory, Nesterov SGD with weight decay, batch norm in training mode, no augmentation. PyTorch's best
-of contiguous and channels-last memory. Both must give the same weights after the first step, to 1e-3 of the step.
+of contiguous and channels-last memory. Both must give the same weights after the first step, to 1 % of that step.
 """
 
 import dataclasses
@@ -34,8 +34,8 @@ def ours(config: train.Config, data: js.datasets.Split) -> tuple[Callable[[int],
     graphdef, *parts = nnx.split(runs.build_model(dataclasses.asdict(config), data), nnx.Param, nnx.BatchStat)
     params, stats = map(nnx.to_pure_dict, parts)
     optimizer = train.make_optimizer(config, 10**6)
-    step = train.make_step(graphdef, optimizer, config)
     mesh = Mesh(np.array(jax.devices()), ("data",))
+    step = train.make_step(graphdef, optimizer, config, mesh)
     kept = jax.device_get((params, stats))
     state = train.TrainState(params, stats, optimizer.init(params))
     state, data = jax.device_put((state, data), NamedSharding(mesh, PartitionSpec()))
@@ -44,7 +44,7 @@ def ours(config: train.Config, data: js.datasets.Split) -> tuple[Callable[[int],
         nonlocal state
         for i in range(steps):
             rows = (i * BATCH + np.arange(BATCH)) % len(data.labels)
-            state = step(state, data, jax.device_put(rows, shared(mesh, rows)), jax.random.key(0))
+            state = step(state, data, shared(mesh, rows), jax.random.key(0))
         return jax.block_until_ready(state)
 
     return run, *kept
@@ -75,7 +75,7 @@ def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
     """One row of the table."""
     arch, size = case.split("-")
     data = js.datasets.load("digits")[0] if size == "8" else problems.random_images(512)
-    config = train.Config(arch=arch, lr=1e-3, augment=False)
+    config = train.Config(arch=arch, lr=0.05, augment=False)
     run, params, stats = ours(config, data)
 
     def torch_run(layout: torch.memory_format) -> tuple[torch.nn.Module, Callable[[int], None]]:
@@ -87,10 +87,12 @@ def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
     compiled, first = seconds(lambda: run(1))
     for net, torch_steps in nets.values():
         torch_steps(1)
-        after = {name: p.detach().numpy() for name, p in net.named_parameters()}
-        for name, expected in torch_loop.tensors(first.params).items():
-            moved = np.abs(expected.numpy() - torch_loop.tensors(params)[name].numpy()).max()
-            np.testing.assert_allclose(after[name], expected, atol=1e-3 * moved + 1e-7, rtol=0)
+        before, after = torch_loop.tensors(params), torch_loop.tensors(first.params)
+        moved, apart = (
+            torch.stack([(other[name] - after[name]).norm() for name in after]).norm()
+            for other in (before, {name: p.detach() for name, p in net.named_parameters()})
+        )
+        assert apart < 1e-2 * moved, f"the first steps differ by {apart / moved:.1e} of a step"
 
     run(2)
     steps = max(1, round(budget / (seconds(lambda: run(3))[0] / 3)))

@@ -148,11 +148,13 @@ def _joined(parts: list[Arrays]) -> Arrays:
 
 
 def from_tensorflow_datasets(name: str, data_dir: Path | None) -> tuple[Arrays, Arrays]:
-    """Read it by tensorflow-datasets, without TensorFlow: prepared before, from the archive in the folder, or fetched.
+    """Read it by tensorflow-datasets, without TensorFlow where it is prepared or its archive is in the folder.
+
+    tensorflow-datasets itself needs TensorFlow to prepare it, so an official archive is read by `from_files` instead.
 
     Args:
         name: ``"cifar10"`` or ``"cifar100"``.
-        data_dir: Where it is or goes; it may hold the official binary archive. None: ``~/tensorflow_datasets``.
+        data_dir: Where it is or goes; it may hold an official archive. None: ``~/tensorflow_datasets``.
 
     Returns:
         The train and the test split.
@@ -169,10 +171,16 @@ def from_tensorflow_datasets(name: str, data_dir: Path | None) -> tuple[Arrays, 
             f"--dataset {name}-files --data-dir DIR."
         ) from error
     builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    try:
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=data_dir))
-    except Exception as error:  # of many kinds: no network, a refused connection, a wrong checksum
-        raise FileNotFoundError(f"{missing(name, Path(data_dir or builder.data_dir))} ({error})") from error
+    folder = Path(data_dir or builder.data_dir)
+    if not builder.is_prepared():
+        try:
+            return from_files(name, folder)
+        except FileNotFoundError:
+            pass
+        try:
+            builder.download_and_prepare()
+        except Exception as error:  # of many kinds: no network, a refused connection, no TensorFlow
+            raise FileNotFoundError(f"{missing(name, folder)} ({error})") from error
     train, test = (_stack(iter(builder.as_data_source(split))) for split in ("train", "test"))
     return train, test
 

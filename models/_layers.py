@@ -3,6 +3,7 @@
 import functools
 
 from flax import nnx
+from jax import lax
 from jaxtyping import Array
 
 # The paper's networks start from a plain He normal (fan-in) in convolutions and N(0, 1e-3) in linear layers.
@@ -19,7 +20,7 @@ class BatchNorm(nnx.BatchNorm):
         before = self.var[...]
         y = super().__call__(x, use_running_average=use_running_average)
         if not use_running_average:
-            n = x.size // x.shape[-1]
+            n = x.size // x.shape[-1] * (lax.axis_size(self.axis_name) if self.axis_name else 1)
             kept = self.momentum * before
             self.var[...] = kept + (self.var[...] - kept) * (n / max(n - 1, 1))
         return y

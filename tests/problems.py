@@ -1,6 +1,9 @@
 """Small problems that the tests share: a plain-dict ReLU network, its data and an independent reference."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -58,3 +61,20 @@ def _example(params, x, label):
         x = x @ params[f"layer{i}"]["kernel"] + params[f"layer{i}"]["bias"]
         x = np.maximum(x, 0) if i + 1 < len(params) else x
     return {"loss": np.log(np.sum(np.exp(x - x.max()))) + x.max() - x[label], "accuracy": np.argmax(x) == label}
+
+
+def launch(num, out, code):
+    """Start processes that run this code with a port, their number, their index and a folder."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    port = str(20000 + os.getpid() % 20000 + num)
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"PYTHONPATH": root}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", code, port, str(num), str(i), str(out)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(num)
+    ]

@@ -229,6 +229,19 @@ def test_in_a_loop_large_images_are_patches_and_gradients_too():
     np.testing.assert_allclose(fast(x, k), gradient(x, k), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("layout", ["flax", "torch"])
+def test_gradients_of_kernels_in_parts_of_the_batch(layout, monkeypatch):
+    fun, _, k = problem(layout=layout, space=(4, 6), features=5, strides=(2, 1))
+    shape = (7, 5, 4, 6) if layout == "torch" else (7, 4, 6, 5)
+    x = jnp.asarray(RNG.normal(size=shape))
+    monkeypatch.setattr(_forms, "PART", 3 * 4 * 6 * 5)  # three images
+    gradient = jax.grad(scalar(fun), 1)
+    fast = fast_convolutions(gradient, backend="cpu")
+    convolutions = [str(jax.make_jaxpr(f)(x, k)).count("conv_general_dilated[") for f in (gradient, fast)]
+    assert convolutions[1] == convolutions[0] + 2
+    np.testing.assert_allclose(fast(x, k), gradient(x, k), rtol=1e-10, atol=1e-12)
+
+
 def test_vmap_over_kernels_after_the_rewrite():
     kernels = jnp.stack([K, 2 * K, -K])
     fast = jax.vmap(fast_convolutions(small, backend="cpu"), in_axes=(None, 0))

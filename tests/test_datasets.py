@@ -3,10 +3,12 @@
 import io
 import pickle
 import tarfile
+import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import jaxscape as js
 from jaxscape import cifar, datasets
@@ -67,6 +69,8 @@ def write_binary(name, folder, batches):
                 for image, label in zip(images, classes, strict=True)
             )
             add(tar, f"{inside}/{file}.bin", records)
+        names = "airplane automobile bird cat deer dog frog horse ship truck".replace(" ", "\n")
+        add(tar, f"{inside}/batches.meta.txt", names.encode())
     return folder
 
 
@@ -160,20 +164,63 @@ def test_normalization():
     assert datasets.normalize(floats, "digits", jnp.bfloat16).dtype == jnp.bfloat16
 
 
-def test_tensorflow_datasets_give_the_same_arrays(tmp_path, monkeypatch):
+@pytest.fixture
+def tfds(monkeypatch):
+    """tensorflow-datasets, which reads the official files and encodes images without TensorFlow here."""
     tfds = pytest.importorskip("tensorflow_datasets")
+    from tensorflow_datasets.core.download import extractor
+    from tensorflow_datasets.image_classification import cifar as theirs
+
+    gfile = types.SimpleNamespace(GFile=open)
+    tf = types.SimpleNamespace(io=types.SimpleNamespace(gfile=gfile), compat=types.SimpleNamespace(as_text=str))
+    for module in (extractor, theirs):
+        monkeypatch.setattr(module, "tf", tf)
+    monkeypatch.setattr(tfds.features.Image, "encode_example", lambda self, image: as_png(image))
+    return tfds
+
+
+def as_png(image):
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "png")
+    return content.getvalue()
+
+
+def same_in_any_order(found, images, labels):
+    order, ours = (np.lexsort(x.reshape(len(x), -1).T) for x in (found.images, images))
+    np.testing.assert_array_equal(found.images[order], images[ours])
+    np.testing.assert_array_equal(found.labels[order], labels[ours])
+
+
+def test_what_tensorflow_datasets_prepared_gives_the_same_arrays(tmp_path, tfds):
     batches = random_batches("cifar10")
     write_binary("cifar10", tmp_path, batches)
-    plain = tfds.download.DownloadConfig
-    monkeypatch.setattr(  # the archive is none of the checksums it knows
-        tfds.download, "DownloadConfig", lambda **options: plain(**options, register_checksums=True)
-    )
-    (train, test), (images, labels) = js.datasets.load("cifar10", tmp_path), expected(batches)[0]
-    order = np.lexsort(train.images.reshape(len(train.images), -1).T)  # tensorflow-datasets shuffles when it prepares
-    ours = np.lexsort(images.reshape(len(images), -1).T)
-    np.testing.assert_array_equal(train.images[order], images[ours])
-    np.testing.assert_array_equal(train.labels[order], labels[ours])
-    assert len(test.labels) == 20
+    config = tfds.download.DownloadConfig(manual_dir=tmp_path, register_checksums=True)
+    builder = tfds.builder("cifar10", data_dir=tmp_path / "prepared", file_format="array_record")
+    builder.download_and_prepare(download_config=config)
+    for found, (images, labels) in zip(
+        js.datasets.load("cifar10", tmp_path / "prepared"), expected(batches), strict=True
+    ):
+        same_in_any_order(found, images, labels)  # tensorflow-datasets shuffles when it prepares
+
+
+def test_an_official_archive_is_enough(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    batches = random_batches("cifar10")
+    write_binary("cifar10", tmp_path, batches)
+    for found, (images, labels) in zip(js.datasets.load("cifar10", tmp_path), expected(batches), strict=True):
+        np.testing.assert_array_equal(found.images, images)
+        np.testing.assert_array_equal(found.labels, labels)
+
+
+def test_what_can_not_be_fetched_is_told(tmp_path, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    def refuse(self, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", refuse)
+    with pytest.raises(FileNotFoundError, match=r"has neither cifar-100-binary.* put it there, as it is. \(no network"):
+        js.datasets.load("cifar100", tmp_path)
 
 
 def test_without_tensorflow_datasets_the_cure_is_told(monkeypatch):

@@ -1,8 +1,5 @@
 """The engine: the same numbers on any mesh, at any load and on any number of processes; how it chooses its load."""
 
-import os
-import subprocess
-import sys
 import time
 import warnings
 
@@ -15,7 +12,7 @@ from jax.sharding import Mesh
 import jaxscape as js
 from jaxscape import engine
 from jaxscape.engine import Load, Program, _compile, _program, _strategy
-from tests.problems import classification_data, mlp_loss, mlp_params
+from tests.problems import classification_data, launch, mlp_loss, mlp_params
 
 PARAMS, DATA = mlp_params(), classification_data(examples=37)
 DIRECTIONS = js.random_directions(0, PARAMS)
@@ -285,26 +282,10 @@ np.savez(f"{out}/{index}.npz", exact=exact.loss, shared=shared.loss, rough=rough
 """
 
 
-def launch(num, out, code=WORKER):
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    port = str(20000 + os.getpid() % 20000 + num)
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"PYTHONPATH": root}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", code, port, str(num), str(i), str(out)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(num)
-    ]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("num", [2, 4])
 def test_several_processes_give_the_same_everywhere(num, tmp_path):
-    processes = launch(num, tmp_path)
+    processes = launch(num, tmp_path, WORKER)
     told = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * num, told
     one = plane()

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import jaxscape as js
 import train
 from jaxscape import datasets, runs
+from tests.problems import launch
 from tests.test_datasets import random_batches, write_binary
 from training.presets import PRESETS
 from training.step import augment, shared
@@ -162,10 +163,10 @@ def start(config, devices=1, dtype=jnp.float64):
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
     everywhere = NamedSharding(mesh, PartitionSpec())
     state, data = jax.device_put((train.TrainState(params, stats, optimizer.init(params)), data), everywhere)
-    step = train.make_step(graphdef, optimizer, config)
+    step = train.make_step(graphdef, optimizer, config, mesh)
 
     def run(state, rows, key):
-        return step(state, data, jax.device_put(rows, shared(mesh, rows)), key)
+        return step(state, data, shared(mesh, rows), key)
 
     return run, state
 
@@ -389,10 +390,76 @@ def test_the_command_trains_and_tells_what_to_do_next(run, copy, capsys):
 
 
 def test_default_folder():
-    [(config, out)], resume, listed = train.parse(["--arch", "resnet20", "--noshort"])
-    assert (config.noshort, str(out), resume, listed) == (True, "runs/resnet20_noshort_digits", False, False)
+    [(config, out)], flags = train.parse(["--arch", "resnet20", "--noshort"])
+    assert (config.noshort, str(out), flags) == (True, "runs/resnet20_noshort_digits", set())
+    assert train.parse(["--distributed", "--resume"])[1] == {"distributed", "resume"}
     [(_, out)], *_ = train.parse(["--lr", "0.05", "--no-decay-norm", "--save-every", "3"])
     assert str(out) == "runs/resnet56_digits_lr=0.05_decay_norm=False"
+
+
+def test_tensorboard_has_the_tables(copy):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+
+    shutil.rmtree(copy / "checkpoints" / "3")
+    train.train(CONFIG, copy, resume=True, progress=False, tensorboard=True)
+    content = b"".join(path.read_bytes() for path in (copy / "tensorboard").iterdir())
+    found = {}
+    while content:  # length, checksum, event, checksum
+        length = int.from_bytes(content[:8], "little")
+        event, content = Event.FromString(content[12 : 12 + length]), content[16 + length :]
+        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+    for name in ("metrics", "weight_norms"):
+        row = runs.read_table(copy / f"{name}.csv")[-1]
+        for column, value in row.items():
+            if column != "epoch":
+                assert found[f"{name}/{column}", 3] == pytest.approx(value)
+    assert {step for _, step in found} == {3}
+
+
+def test_without_tensorboardx_the_cure_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ImportError, match=r"needs tensorboardX: `pip install -e .\[tensorboard\]`"):
+        train.train(CONFIG, tmp_path / "run", tensorboard=True)
+    assert not (tmp_path / "run").exists()
+
+
+# ---- several processes
+
+WORKER = """
+import shutil, sys
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+port, num, index, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+jax.distributed.initialize(f"127.0.0.1:{port}", num, index)
+import train
+config = train.Config(arch="resnet20", epochs=2, batch_size=256, lr=0.01, save_every=1)
+run = train.train(config, f"{out}/{num}")
+if index == 0:
+    shutil.rmtree(run.path / "checkpoints" / "2")
+multihost_utils.sync_global_devices("the last epoch is forgotten")
+run = train.train(config, f"{out}/{num}", resume=True)
+leaves = [np.asarray(x) for x in jax.tree.leaves(run.variables)]
+np.savez(f"{out}/{num}-{index}.npz", *leaves, losses=[row["train_loss"] for row in run.metrics])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    for num in (2, 1):
+        processes = launch(num, tmp_path, WORKER)
+        told = [process.communicate(timeout=500)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0] * num, told
+    one = np.load(tmp_path / "1-0.npz")
+    for i in range(2):
+        found = np.load(tmp_path / f"2-{i}.npz")
+        for name in one:
+            np.testing.assert_allclose(found[name], one[name], rtol=1e-4, atol=1e-6)
+    assert (tmp_path / "2" / "metrics.csv").read_text().count("\n") == 4  # a header, and epochs 0, 1 and 2 once each
 
 
 # ---- reading runs back

@@ -1,4 +1,4 @@
-"""Where a run is kept: config, metrics and checkpoints, complete after every epoch."""
+"""Where a run is kept: config, metrics and checkpoints, complete after every epoch; the first process writes."""
 
 import csv
 import dataclasses
@@ -7,39 +7,47 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from jaxscape import runs
 from jaxscape.types import Params
 from training.config import Config
 from training.step import TrainState
 
-COLUMNS = ("epoch", "lr", "train_loss", "train_error", "test_loss", "test_error", "seconds")
-
 
 class RunFolder:
     """A folder with config.json, metrics.csv, weight_norms.csv and checkpoints."""
 
-    def __init__(self, path: Path, config: Config, resume: bool) -> None:
+    def __init__(self, path: Path, config: Config, resume: bool, tensorboard: bool = False) -> None:
         """Open a folder; refuse one that holds another run, or one of the same run without ``resume``.
 
         Raises:
             ValueError: The folder holds a run already, and it is not to be resumed or has other options.
+            ImportError: The tables are wanted in TensorBoard too, and tensorboardX is not installed.
         """
+        writer = _summary_writer() if tensorboard else None
         self.path = path
+        self.writes = jax.process_index() == 0
         there = (path / runs.CONFIG).exists()
+        multihost_utils.sync_global_devices("every process has looked at the run folder")
         if there and not resume:
             raise ValueError(f"out is {path}, which holds a run already; pass --resume to go on, or another --out.")
         if there:
             self._check_same(config)
         path.mkdir(parents=True, exist_ok=True)
-        if not there:
+        if self.writes and not there:
             kept = dataclasses.asdict(config) | {"versions": _versions()}
             _replace(path / runs.CONFIG, json.dumps(kept, indent=2) + "\n")
         self.manager = runs.checkpoint_manager(path / runs.CHECKPOINTS)
+        last = self.manager.latest_step()
+        self.board: Any = None
+        if writer and self.writes:
+            self.board = writer(str(path / "tensorboard"), purge_step=None if last is None else last + 1)
 
     def _check_same(self, config: Config) -> None:
         before = runs.read_config(self.path)
@@ -54,7 +62,7 @@ class RunFolder:
         """The last epoch with a complete checkpoint and its state; -1 and ``state`` when there is none."""
         epoch = self.manager.latest_step()
         last = -1 if epoch is None else epoch
-        for name in (runs.METRICS, runs.NORMS):
+        for name in (runs.METRICS, runs.NORMS) if self.writes else ():
             rows = [row for row in runs.read_table(self.path / name) if row["epoch"] <= last]
             _write_rows(self.path / name, rows)
         if epoch is None:
@@ -72,9 +80,20 @@ class RunFolder:
         args = ocp.args.Composite(**{name: ocp.args.StandardSave(value) for name, value in items.items()})
         self.manager.save(epoch, args=args)
 
+    def close(self) -> None:
+        """Wait until all is written."""
+        self.manager.close()
+        if self.board:
+            self.board.close()
+
     def log(self, name: str, row: Mapping[str, float]) -> None:
         """Append an epoch to a table of the run."""
         path = self.path / name
+        if not self.writes:
+            return
+        for column, value in row.items() if self.board else ():
+            if column != "epoch":
+                self.board.add_scalar(f"{path.stem}/{column}", value, row["epoch"])
         if not path.exists() or not path.stat().st_size:
             _write_rows(path, [row])
         else:
@@ -100,6 +119,14 @@ def _replace(path: Path, text: str) -> None:
     new = path.with_name(f".{path.name}.new")
     new.write_text(text)
     new.replace(path)
+
+
+def _summary_writer() -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ImportError("--tensorboard needs tensorboardX: `pip install -e .[tensorboard]`.") from error
+    return SummaryWriter
 
 
 def _versions() -> dict[str, str]:

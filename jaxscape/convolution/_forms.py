@@ -58,6 +58,22 @@ class Spec(NamedTuple):
 
 
 Form = Callable[[Array, Array, Spec], Array]
+PART = 2**18  # numbers of a batch, a MB in float32, for which the gradient of a kernel is fastest
+
+
+def _native(x: Array, kernel: Array, spec: Spec) -> Array:
+    """XLA's own convolution."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        spec.strides,
+        spec.padding,
+        spec.lhs_dilation,
+        spec.rhs_dilation,
+        spec.dimension_numbers,
+        precision=spec.precision,
+        preferred_element_type=spec.dtype,
+    )
 
 
 def form_of(eqn: Any, in_loop: bool) -> Callable[[Array, Array], Array] | None:
@@ -72,6 +88,8 @@ def _fastest(eqn: Any, spec: Spec, in_loop: bool) -> Form | None:
     floating = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype == kernel.dtype
     if not floating or eqn.params["batch_group_count"] != 1 or 0 in (*x.shape, *kernel.shape, *spec.out_space):
         return None
+    if _sums_over_batch(spec) and not in_loop:
+        return as_parts if len(_parts(x)) > 1 else None
     space = math.prod(x.shape[a] for a in spec.dimension_numbers.lhs_spec[2:])
     taps = math.prod(kernel.shape[a] for a in spec.dimension_numbers.rhs_spec[2:])
     if space <= taps:  # the matrix has no more entries to multiply than the sum over the taps has
@@ -110,19 +128,6 @@ def as_pairs(x: Array, kernel: Array, spec: Spec) -> Array:
 
 @functools.lru_cache(maxsize=256)
 def _pairs(spec: Spec) -> Callable[[Array, Array], Array]:
-    def native(x: Array, kernel: Array) -> Array:
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            spec.strides,
-            spec.padding,
-            spec.lhs_dilation,
-            spec.rhs_dilation,
-            spec.dimension_numbers,
-            precision=spec.precision,
-            preferred_element_type=spec.dtype,
-        )
-
     @jax.custom_jvp
     def pairs(x: Array, kernel: Array) -> Array:
         x, kernel = spec.operands(x, kernel)
@@ -149,9 +154,37 @@ def _pairs(spec: Spec) -> Callable[[Array, Array], Array]:
     @pairs.defjvp
     def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
         (x, kernel), (dx, dkernel) = primals, tangents
-        return pairs(x, kernel), native(dx, kernel) + native(x, dkernel)
+        return pairs(x, kernel), _native(dx, kernel, spec) + _native(x, dkernel, spec)
 
     return pairs
+
+
+def _sums_over_batch(spec: Spec) -> bool:
+    """Whether it is the gradient of a kernel: the features it sums over are the examples, the first axis."""
+    return spec.dimension_numbers.lhs_spec[1] == 0 and spec.groups == 1
+
+
+def _parts(x: Any) -> list[tuple[int, int]]:
+    """Where the parts of a batch, of at most PART numbers each, start and end."""
+    examples = x.shape[0]
+    size = max(1, PART * examples // math.prod(x.shape))
+    return [(i, min(i + size, examples)) for i in range(0, examples, size)]
+
+
+def as_parts(x: Array, kernel: Array, spec: Spec) -> Array:
+    """The gradient of a kernel, summed over parts of the batch that a core's cache holds.
+
+    64 images of 32x32 pixels, 16 features: 45 GFLOP/s at once and 80 to 104 in parts; of 16x16 pixels, 32 features:
+    65 to 80 and 125 to 136. In other forms (patches, whole rows, blocks of pixels) it was slower.
+
+    Returns:
+        What the convolution gives, to rounding.
+    """
+    examples = spec.dimension_numbers.rhs_spec[1]
+    parts = [
+        _native(lax.slice_in_dim(x, *part), lax.slice_in_dim(kernel, *part, axis=examples), spec) for part in _parts(x)
+    ]
+    return functools.reduce(jnp.add, parts)
 
 
 def as_matrix(x: Array, kernel: Array, spec: Spec) -> Array:

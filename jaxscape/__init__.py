@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from jaxscape.convolution import fast_convolutions
 from jaxscape.directions import Directions, direction_between, random_directions
 from jaxscape.grid import Grid
+from jaxscape.lanczos import lanczos
 from jaxscape.surface import interpolate, surface
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ __all__ = [
     "direction_between",
     "fast_convolutions",
     "interpolate",
+    "lanczos",
     "load_run",
     "plot",
     "random_directions",

@@ -11,7 +11,7 @@ ROOT = Path(js.__file__).parents[1]
 FLOORS = {
     0: ("types", "trees", "data"),
     1: ("normalize", "grid", "convolution"),
-    2: ("directions", "engine"),
+    2: ("directions", "engine", "lanczos"),
     3: ("surface",),
     4: ("plot", "cifar", "datasets", "torch_weights", "runs", "cli"),
 }

@@ -1,0 +1,303 @@
+"""Both ends of a symmetric operator's spectrum from one Krylov space.
+
+Thick-restart Lanczos (Wu and Simon 2000): equal to the implicitly restarted method of the paper (section 6, ARPACK) in
+exact arithmetic, with memory bounded by the basis. Every new vector is made orthogonal to the whole basis twice, which
+keeps the basis orthogonal to a small multiple of the machine precision ("twice is enough", Giraud, Langou and Rozloznik
+2005): so inner products in float32 suffice, at the full precision of a matrix product. What is reported never rests on
+the recurrence: eigenvalues are Rayleigh quotients of the final vectors, and residuals are measured with a product each.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from jaxscape import trees
+from jaxscape.types import Params
+
+Matvec = Callable[[Params], Params]
+Which = Literal["BE", "LA", "SA", "LM"]
+"""Both ends, the largest, the smallest, or the largest in magnitude, as ARPACK names them."""
+
+_FLOOR = 16  # times the machine precision and the norm of the operator: what rounding makes of an eigenvalue 0
+_COLUMNS = 2**16  # of the basis, that a restart combines at once: it needs no second basis
+
+
+class Extremes(NamedTuple):
+    """The two ends of a spectrum.
+
+    Attributes:
+        min_eigenvalue: The smallest Ritz value.
+        max_eigenvalue: The largest Ritz value.
+        min_residual: ``norm(H v - lambda v)`` of the smallest, measured; an eigenvalue is no farther away than this.
+        max_residual: The same of the largest.
+        min_eigenvector: Of norm 1, a pytree like ``like``.
+        max_eigenvector: Of norm 1.
+        converged: Whether both residuals are within the tolerance.
+        num_matvecs: Products with the operator, those of the residuals included.
+    """
+
+    min_eigenvalue: Float[Array, ""]
+    max_eigenvalue: Float[Array, ""]
+    min_residual: Float[Array, ""]
+    max_residual: Float[Array, ""]
+    min_eigenvector: Params
+    max_eigenvector: Params
+    converged: Bool[Array, ""]
+    num_matvecs: Int[Array, ""]
+
+
+class Pairs(NamedTuple):
+    """Ritz values in the order that was asked for, vectors of norm 1 as rows, and what is known of them."""
+
+    values: Float[Array, " k"]
+    vectors: Float[Array, "k n"]
+    residuals: Float[Array, " k"]
+    converged: Bool[Array, " k"]
+    num_matvecs: Int[Array, ""]
+
+
+class _Space(NamedTuple):
+    """A Krylov space in the making."""
+
+    basis: Float[Array, "m+1 n"]  # orthonormal rows up to `size`, the last of which has not been multiplied yet
+    projected: Float[Array, "m m"]  # the operator in the basis, known up to `size`
+    size: Int[Array, ""]
+    left: Float[Array, ""]  # norm of what the last product had outside of the basis
+    matvecs: Int[Array, ""]
+    done: Bool[Array, ""]
+    key: PRNGKeyArray
+
+
+def lanczos(
+    matvec: Matvec,
+    like: Params,
+    *,
+    key: PRNGKeyArray,
+    max_matvecs: int = 100,
+    tol: float = 1e-3,
+    max_basis: int = 40,
+    start: Params | None = None,
+) -> Extremes:
+    """The smallest and the largest eigenvalue of a symmetric operator, from one Krylov space.
+
+    Under `jax.jit` it is one loop on the device; called as it is, each product is a call from the host, which is
+    faster on a CPU, where convolutions inside loops are slow.
+
+    >>> def matvec(v):
+    ...     return {"x": jnp.array([3.0, -1.0, 0.5]) * v["x"]}
+    >>> ends = lanczos(matvec, {"x": jnp.zeros(3)}, key=jax.random.key(0))
+    >>> round(float(ends.min_eigenvalue), 4), round(float(ends.max_eigenvalue), 4), bool(ends.converged)
+    (-1.0, 3.0, True)
+
+    Args:
+        matvec: ``v -> H v``, symmetric, of pytrees like ``like``.
+        like: A pytree of arrays, or of their shapes and dtypes: those of the vectors.
+        key: Of the random first vector.
+        max_matvecs: Products at most, two of them for the residuals; at least 3.
+        tol: An end is converged when its residual is at most ``tol`` times its magnitude; one that rounding cannot
+            tell from 0, when the residual is as small.
+        max_basis: Vectors in memory at most, at least 4; the space restarts from the best half of them.
+        start: Where to look first, say the sum of a neighbour's eigenvectors; a random vector of a tenth of its norm
+            is added, so that no eigenvector can be missing.
+
+    Returns:
+        The ends, with their residuals.
+
+    Raises:
+        ValueError: An option is out of its range, or ``start`` is not like ``like``.
+        TypeError: A leaf of ``like`` is no floating array.
+    """
+    flat, unravel, first = _vectors(matvec, like, key, start)
+    pairs = krylov(flat, first, key, num=2, which="BE", max_matvecs=max_matvecs, tol=tol, max_basis=max_basis)
+    return Extremes(
+        min_eigenvalue=pairs.values[0],
+        max_eigenvalue=pairs.values[1],
+        min_residual=pairs.residuals[0],
+        max_residual=pairs.residuals[1],
+        min_eigenvector=unravel(pairs.vectors[0]),
+        max_eigenvector=unravel(pairs.vectors[1]),
+        converged=pairs.converged.all(),
+        num_matvecs=pairs.num_matvecs,
+    )
+
+
+def _vectors(
+    matvec: Matvec, like: Params, key: PRNGKeyArray, start: Params | None
+) -> tuple[Callable[[Array], Array], Callable[[Array], Params], Array]:
+    """The operator on flat vectors, what makes a pytree of one, and the first."""
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), trees.as_params(like, "like"))
+    vector, unravel = ravel_pytree(zeros)
+    dtype = trees.working_dtype(vector)
+    first = jax.random.normal(key, vector.shape, dtype)
+    if start is not None:
+        given = ravel_pytree(trees.like(zeros, start, "start"))[0].astype(dtype)
+        first = given + 0.1 * jnp.linalg.norm(given) / jnp.linalg.norm(first) * first
+
+    def back(v: Array) -> Params:
+        return unravel(v.astype(vector.dtype))
+
+    return lambda v: ravel_pytree(matvec(back(v)))[0].astype(dtype), back, first
+
+
+def krylov(
+    matvec: Callable[[Array], Array],
+    first: Float[Array, " n"],
+    key: PRNGKeyArray,
+    *,
+    num: int,
+    which: Which,
+    max_matvecs: int,
+    tol: float,
+    max_basis: int,
+) -> Pairs:
+    """Some eigenpairs of a symmetric operator on flat vectors, as `lanczos` finds them.
+
+    Args:
+        matvec: ``v -> H v``.
+        first: The first vector of the space, of any norm.
+        key: Of the vectors with which it goes on from an invariant subspace.
+        num: How many pairs.
+        which: Which of them.
+        max_matvecs: Products at most, ``num`` of them for the residuals.
+        tol: As in `lanczos`.
+        max_basis: Vectors in memory at most.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        ValueError: An option is out of its range.
+    """
+    for name, value, least in (("max_matvecs", max_matvecs, num + 1), ("max_basis", max_basis, num + 2)):
+        if value < least:
+            raise ValueError(f"{name} is {value}, expected at least {least} for {num} eigenpairs.")
+    if not tol > 0:
+        raise ValueError(f"tol is {tol}, expected a positive number.")
+    n = first.shape[0]
+    m = min(max_basis, n)
+    unit = first / jnp.linalg.norm(first)
+    space = _Space(
+        basis=jnp.zeros((m + 1, n), first.dtype).at[0].set(unit),
+        projected=jnp.zeros((m, m), first.dtype),
+        size=jnp.zeros((), int),
+        left=jnp.zeros((), first.dtype),
+        matvecs=jnp.zeros((), int),
+        done=jnp.zeros((), bool),
+        key=key,
+    )
+    options: dict[str, Any] = {"num": num, "which": which, "tol": tol}
+
+    def grow(space: _Space) -> _Space:
+        return _extend(space, matvec(space.basis[space.size]), **options)
+
+    space = _while(lambda s: ~s.done & (s.matvecs < max_matvecs - num), grow, space)
+    values, combination, _ = _wanted(space, num, which)
+    vectors = _product(combination.T, space.basis[:-1])
+    vectors /= jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    images = jnp.stack([matvec(v) for v in vectors])
+    values = jnp.einsum("kn,kn->k", vectors, images, precision="highest")
+    residuals = jnp.linalg.norm(images - values[:, None] * vectors, axis=1)
+    converged = _within(values, residuals, jnp.linalg.norm(space.projected), tol)
+    return Pairs(values, vectors, residuals, converged, space.matvecs + num)
+
+
+def _while(more: Callable[[_Space], Array], body: Callable[[_Space], _Space], space: _Space) -> _Space:
+    """A loop on the device inside a transform, and on the host outside of one."""
+    if isinstance(space.basis, jax.core.Tracer):
+        return lax.while_loop(more, body, space)
+    while more(space):
+        space = body(space)
+    return space
+
+
+@functools.partial(jax.jit, static_argnames=("num", "which"), donate_argnums=0)
+def _extend(space: _Space, image: Float[Array, " n"], *, num: int, which: Which, tol: float) -> _Space:
+    """The space with the product of its last vector; restarted where it is full."""
+    m, n = space.projected.shape[0], image.shape[0]
+    last, key = space.size, jax.random.split(space.key)
+    rest, inside = _outside(space.basis, image, last + 1)
+    projected = space.projected.at[last].set(inside[:m]).at[:, last].set(inside[:m])
+    left = jnp.linalg.norm(rest)
+    exhausted = left <= _FLOOR * jnp.finfo(image.dtype).eps * jnp.linalg.norm(projected)
+    left = jnp.where(exhausted, 0, left)
+
+    def fresh() -> Array:  # an invariant subspace: go on from what it lacks
+        vector = _outside(space.basis, jax.random.normal(key[1], image.shape, image.dtype), last + 1)[0]
+        return jnp.where(last + 1 < n, vector / jnp.linalg.norm(vector), 0)
+
+    vector = lax.cond(exhausted, fresh, lambda: rest / left)
+    basis = space.basis.at[last + 1].set(vector)
+    space = _Space(basis, projected, last + 1, left, space.matvecs + 1, space.done, key[0])
+    values, _, bounds = _wanted(space, num, which)
+    found = _within(values, bounds, jnp.linalg.norm(projected), tol).all()
+    done = (space.size >= min(num, n)) & found | (space.size == n)
+    space = space._replace(done=done)
+    if m == n:
+        return space
+    return lax.cond((space.size == m) & ~done, functools.partial(_restart, which=which, num=num), lambda s: s, space)
+
+
+def _outside(basis: Array, vector: Array, known: Array) -> tuple[Array, Array]:
+    """What a vector has outside of the first ``known`` rows of the basis, and its coordinates in them."""
+    inside = jnp.zeros(len(basis), vector.dtype)
+    for _ in range(2):
+        coordinates = jnp.where(jnp.arange(len(basis)) < known, _product(basis, vector), 0)
+        vector = vector - _product(coordinates, basis)
+        inside += coordinates
+    return vector, inside
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def _within(values: Array, residuals: Array, norm: Array, tol: float) -> Array:
+    floor = _FLOOR * jnp.finfo(values.dtype).eps * norm
+    return (residuals <= tol * jnp.abs(values)) | ((jnp.abs(values) <= floor) & (residuals <= floor))
+
+
+def _wanted(space: _Space, num: int, which: Which) -> tuple[Array, Array, Array]:
+    """The best Ritz values, their coordinates in the basis as columns, and the bounds of their residuals."""
+    m = len(space.projected)
+    used = jnp.arange(m) < space.size
+    beyond = 2 * jnp.linalg.norm(space.projected) + 1  # where no Ritz value is: those of rows not used yet come last
+    projected = jnp.where(used[:, None] & used, space.projected, 0) + jnp.diag(jnp.where(used, 0, beyond))
+    values, coordinates = jnp.linalg.eigh((projected + projected.T) / 2)
+    rank = jnp.arange(num)
+    if which == "BE":
+        chosen = jnp.where(rank % 2, space.size - 1 - rank // 2, rank // 2)
+    elif which == "LM":
+        chosen = jnp.argsort(jnp.where(used, -jnp.abs(values), jnp.inf))[:num]
+    else:
+        chosen = rank if which == "SA" else space.size - 1 - rank
+    chosen = jnp.clip(chosen, 0, space.size - 1)
+    last = coordinates[space.size - 1, chosen]
+    return values[chosen], coordinates[:, chosen], space.left * jnp.abs(last)
+
+
+def _restart(space: _Space, num: int, which: Which) -> _Space:
+    """The space of the best half of the Ritz vectors, and of what comes next."""
+    m = len(space.projected)
+    kept = max(num, m // 2)
+    values, combination, _ = _wanted(space, kept, which)
+    n = space.basis.shape[1]
+
+    def combine(i: Any, basis: Array, columns: int = _COLUMNS) -> Array:
+        where = (0, i * _COLUMNS)
+        part = lax.dynamic_slice(basis, where, (m, columns))
+        return lax.dynamic_update_slice(basis, _product(combination.T, part), where)
+
+    basis = space.basis
+    if n >= _COLUMNS:
+        basis = lax.fori_loop(0, n // _COLUMNS, combine, basis)
+    if n % _COLUMNS:
+        basis = combine(n // _COLUMNS, basis, n % _COLUMNS)
+    basis = basis.at[kept].set(basis[m])
+    projected = jnp.zeros_like(space.projected).at[jnp.arange(kept), jnp.arange(kept)].set(values)
+    return space._replace(basis=basis, projected=projected, size=jnp.asarray(kept, space.size.dtype))

@@ -428,6 +428,15 @@ def test_without_tensorboardx_the_cure_is_told(tmp_path, monkeypatch):
 
 # ---- several processes
 
+
+def test_distributed_finds_its_peers_first(monkeypatch, tmp_path, capsys):
+    begun = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda: begun.append(1))
+    assert train.main(["--distributed", "--list", "--out", str(tmp_path / "run")]) == 0
+    assert begun == [1]
+    assert "not begun" in capsys.readouterr().out
+
+
 WORKER = """
 import shutil, sys
 import jax

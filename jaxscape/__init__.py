@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jaxscape.convolution import fast_convolutions
+from jaxscape.curvature import ggn_product, hvp
 from jaxscape.directions import Directions, direction_between, random_directions
 from jaxscape.grid import Grid
 from jaxscape.lanczos import lanczos
@@ -19,6 +20,8 @@ __all__ = [
     "datasets",
     "direction_between",
     "fast_convolutions",
+    "ggn_product",
+    "hvp",
     "interpolate",
     "lanczos",
     "load_run",

@@ -179,32 +179,47 @@ def krylov(
             raise ValueError(f"{name} is {value}, expected at least {least} for {num} eigenpairs.")
     if not tol > 0:
         raise ValueError(f"tol is {tol}, expected a positive number.")
-    n = first.shape[0]
-    m = min(max_basis, n)
-    unit = first / jnp.linalg.norm(first)
-    space = _Space(
-        basis=jnp.zeros((m + 1, n), first.dtype).at[0].set(unit),
-        projected=jnp.zeros((m, m), first.dtype),
-        size=jnp.zeros((), int),
-        left=jnp.zeros((), first.dtype),
-        matvecs=jnp.zeros((), int),
-        done=jnp.zeros((), bool),
-        key=key,
-    )
+    space = _empty(first, key, min(max_basis, first.shape[0]))
     options: dict[str, Any] = {"num": num, "which": which, "tol": tol}
 
     def grow(space: _Space) -> _Space:
-        return _extend(space, matvec(space.basis[space.size]), **options)
+        return _extend(space, matvec(_vector(space.basis, space.size)), **options)
 
     space = _while(lambda s: ~s.done & (s.matvecs < max_matvecs - num), grow, space)
-    values, combination, _ = _wanted(space, num, which)
-    vectors = _product(combination.T, space.basis[:-1])
-    vectors /= jnp.linalg.norm(vectors, axis=1, keepdims=True)
-    images = jnp.stack([matvec(v) for v in vectors])
-    values = jnp.einsum("kn,kn->k", vectors, images, precision="highest")
-    residuals = jnp.linalg.norm(images - values[:, None] * vectors, axis=1)
-    converged = _within(values, residuals, jnp.linalg.norm(space.projected), tol)
-    return Pairs(values, vectors, residuals, converged, space.matvecs + num)
+    vectors = _ritz_vectors(space, num, which)
+    norm, matvecs = jnp.linalg.norm(space.projected), space.matvecs + num
+    del space  # the basis
+    found = [_measured(v, matvec(v)) for v in vectors]
+    values, residuals = (jnp.stack(column) for column in zip(*found, strict=True))
+    return Pairs(values, vectors, residuals, _within(values, residuals, norm, tol), matvecs)
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def _empty(first: Array, key: PRNGKeyArray, rows: int) -> _Space:
+    """The space of one vector, in one allocation."""
+    basis = jnp.zeros((rows + 1, len(first)), first.dtype).at[0].set(first / jnp.linalg.norm(first))
+    projected, count = jnp.zeros((rows, rows), first.dtype), jnp.zeros((), int)
+    return _Space(basis, projected, count, jnp.zeros((), first.dtype), count, jnp.zeros((), bool), key)
+
+
+@jax.jit
+def _vector(basis: Array, i: Array) -> Array:
+    return basis[i]
+
+
+@functools.partial(jax.jit, static_argnames=("num", "which"))
+def _ritz_vectors(space: _Space, num: int, which: Which) -> Float[Array, "num n"]:
+    """The vectors of the best Ritz values, of norm 1."""
+    combination = jnp.pad(_wanted(space, num, which)[1], ((0, 1), (0, 0)))  # the last row has not been multiplied
+    vectors = _product(combination.T, space.basis)
+    return vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@jax.jit
+def _measured(vector: Array, image: Array) -> tuple[Array, Array]:
+    """Rayleigh quotient and the norm of the residual, of a vector of norm 1 and its product."""
+    value = jnp.vdot(vector, image, precision=lax.Precision.HIGHEST)
+    return value, jnp.linalg.norm(image - value * vector)
 
 
 def _while(more: Callable[[_Space], Array], body: Callable[[_Space], _Space], space: _Space) -> _Space:
@@ -236,7 +251,8 @@ def _extend(space: _Space, image: Float[Array, " n"], *, num: int, which: Which,
     space = _Space(basis, projected, last + 1, left, space.matvecs + 1, space.done, key[0])
     values, _, bounds = _wanted(space, num, which)
     found = _within(values, bounds, jnp.linalg.norm(projected), tol).all()
-    done = (space.size >= min(num, n)) & found | (space.size == n)
+    broken = ~jnp.isfinite(projected).all()  # a NaN stays: no product can mend it
+    done = (space.size >= min(num, n)) & found | (space.size == n) | broken
     space = space._replace(done=done)
     if m == n:
         return space

@@ -4,13 +4,14 @@
 point; `estimate` takes as many examples at each point as a tolerance needs.
 """
 
-from jaxscape.engine._compile import PRECISIONS, WIDTHS, probe
-from jaxscape.engine._exact import evaluate, mean_metrics
-from jaxscape.engine._program import Load, Program, use_all_cores
+from jaxscape.engine._compile import DATA_AXIS, PRECISIONS, WIDTHS, in_precision, probe
+from jaxscape.engine._exact import evaluate, mean_metrics, progress_bar
+from jaxscape.engine._program import Load, Program, fetch, place, stack_batches, use_all_cores
 from jaxscape.engine._result import Estimate, Evaluation
 from jaxscape.engine._tolerance import anchor_stride, anchors, estimate
 
 __all__ = [
+    "DATA_AXIS",
     "PRECISIONS",
     "WIDTHS",
     "Estimate",
@@ -21,7 +22,12 @@ __all__ = [
     "anchors",
     "estimate",
     "evaluate",
+    "fetch",
+    "in_precision",
     "mean_metrics",
+    "place",
     "probe",
+    "progress_bar",
+    "stack_batches",
     "use_all_cores",
 ]

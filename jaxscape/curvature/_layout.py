@@ -1,0 +1,98 @@
+"""Flat vectors of the leaves that curvature is taken in, and what they are in the pytree."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxscape import trees
+from jaxscape.normalize import is_ignored
+from jaxscape.types import Ignore, Params
+
+
+class Layout(NamedTuple):
+    """Which leaves of a pytree a flat vector holds, in order; hashable.
+
+    Attributes:
+        treedef: Of params.
+        shapes: Of every leaf.
+        dtypes: Of every leaf.
+        free: Whether a leaf is in the vector.
+    """
+
+    treedef: Any
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[Any, ...]
+    free: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, params: Params, ignore: Ignore) -> "Layout":
+        """The layout of params without the leaves that are ignored.
+
+        Args:
+            params: A pytree of floating arrays.
+            ignore: As in `jaxscape.random_directions`; None: nothing is ignored.
+
+        Returns:
+            The layout.
+
+        Raises:
+            ValueError: Every leaf is ignored, or ``ignore`` is unknown.
+        """
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        free = tuple(not is_ignored(path, leaf, ignore) for path, leaf in leaves)
+        if not any(free):
+            raise ValueError(f"ignore is {ignore!r}, which leaves no leaf of params; expected at least one.")
+        shapes, dtypes = zip(*((leaf.shape, leaf.dtype) for _, leaf in leaves), strict=True)
+        return cls(jax.tree.structure(params), shapes, dtypes, free)
+
+    @property
+    def size(self) -> int:
+        """Length of a flat vector."""
+        return sum(math.prod(shape) for shape, free in zip(self.shapes, self.free, strict=True) if free)
+
+    @property
+    def dtype(self) -> Any:
+        """Of a flat vector: at least float32."""
+        return jnp.result_type(jnp.float32, *(d for d, free in zip(self.dtypes, self.free, strict=True) if free))
+
+    def split(self, params: Params) -> tuple[list[Array], list[Array]]:
+        """The leaves in the vector, in at least float32, and the others."""
+        leaves = list(zip(jax.tree.leaves(params), self.free, strict=True))
+        return [x.astype(trees.working_dtype(x)) for x, free in leaves if free], [x for x, free in leaves if not free]
+
+    def join(self, inside: list[Array], outside: list[Array]) -> Params:
+        """What `split` took apart, in the dtypes of params."""
+        parts = {True: iter(inside), False: iter(outside)}
+        leaves = [next(parts[free]).astype(dtype) for free, dtype in zip(self.free, self.dtypes, strict=True)]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+    def flatten(self, leaves: list[Array]) -> Float[Array, " n"]:
+        """The vector of its leaves."""
+        return jnp.concatenate([x.astype(self.dtype).reshape(-1) for x in leaves])
+
+    def leaves(self, vector: Float[Array, " n"]) -> list[Array]:
+        """The leaves of a vector, in at least float32."""
+        out, start = [], 0
+        for shape, dtype, free in zip(self.shapes, self.dtypes, self.free, strict=True):
+            if free:
+                stop = start + math.prod(shape)
+                out.append(vector[start:stop].reshape(shape).astype(jnp.promote_types(dtype, jnp.float32)))
+                start = stop
+        return out
+
+    def embed(self, vector: Float[Array, " n"]) -> Params:
+        """The pytree of a vector, zero in the leaves that are ignored; in at least float32."""
+        inside = iter(self.leaves(vector))
+        zeros = (jnp.promote_types(dtype, jnp.float32) for dtype in self.dtypes)
+        leaves = [
+            next(inside) if free else jnp.zeros(shape, dtype)
+            for shape, dtype, free in zip(self.shapes, zeros, self.free, strict=True)
+        ]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+    def extract(self, tree: Params) -> Float[Array, " n"]:
+        """The vector of a pytree, what it has in ignored leaves left out."""
+        return self.flatten(self.split(tree)[0])

@@ -4,7 +4,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jaxscape.convolution import fast_convolutions
-from jaxscape.curvature import ggn_product, hvp
+from jaxscape.curvature import (
+    eigenvalue_map,
+    extreme_eigenvalues,
+    ggn_product,
+    hessian_trace,
+    hvp,
+    plane_hessian,
+    spectral_density,
+    top_eigenpairs,
+)
 from jaxscape.directions import Directions, direction_between, random_directions
 from jaxscape.grid import Grid
 from jaxscape.lanczos import lanczos
@@ -19,16 +28,22 @@ __all__ = [
     "Grid",
     "datasets",
     "direction_between",
+    "eigenvalue_map",
+    "extreme_eigenvalues",
     "fast_convolutions",
     "ggn_product",
+    "hessian_trace",
     "hvp",
     "interpolate",
     "lanczos",
     "load_run",
+    "plane_hessian",
     "plot",
     "random_directions",
     "runs",
+    "spectral_density",
     "surface",
+    "top_eigenpairs",
 ]
 
 

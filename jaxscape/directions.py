@@ -12,6 +12,7 @@ import pandas as pd
 from jaxtyping import Array, PRNGKeyArray
 
 from jaxscape import trees
+from jaxscape.grid import Grid
 from jaxscape.normalize import check_norm, filter_axes, is_ignored, rescale
 from jaxscape.types import FilterAxis, Ignore, Norm, Params
 
@@ -177,7 +178,7 @@ def random_directions(
     check_norm(norm)
     if num < 1:
         raise ValueError(f"num is {num}, expected at least 1 direction.")
-    keys = jax.vmap(functools.partial(jax.random.fold_in, _as_key(key)))(jnp.arange(num))
+    keys = jax.vmap(functools.partial(jax.random.fold_in, as_key(key)))(jnp.arange(num))
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     basis, rules = [], []
     for j, (path, leaf) in enumerate(leaves):
@@ -189,7 +190,7 @@ def random_directions(
             basis.append(_draw(keys, j, leaf, norm, axes))
             rules.append(_rule(norm, leaf, axes))
     recipe = {"directions": "random", "norm": norm, "ignore": _told(ignore), "filter_axis": _told(filter_axis)}
-    recipe["direction_key"] = ",".join(map(str, jax.random.key_data(_as_key(key)).ravel().tolist()))
+    recipe["direction_key"] = ",".join(map(str, jax.random.key_data(as_key(key)).ravel().tolist()))
     return Directions(jax.tree.unflatten(treedef, basis), tuple(rules), tuple((k, str(v)) for k, v in recipe.items()))
 
 
@@ -219,7 +220,18 @@ def _normal(key: PRNGKeyArray, size: int, dtype: Any) -> Array:
     return jax.lax.fori_loop(0, -(-size // CHUNK), chunk, jnp.zeros(size, dtype))
 
 
-def _as_key(key: PRNGKeyArray | int) -> PRNGKeyArray:
+def as_key(key: PRNGKeyArray | int) -> PRNGKeyArray:
+    """A JAX random key, of a key or an integer seed.
+
+    Args:
+        key: What the caller passed.
+
+    Returns:
+        The key.
+
+    Raises:
+        TypeError: It is neither.
+    """
     if isinstance(key, int | np.integer):
         return jax.random.key(int(key))
     if not isinstance(key, jax.Array):
@@ -279,3 +291,33 @@ def as_directions(directions: Any, params: Params) -> Directions:
         directions = Directions.stack(directions if is_list else [directions])
     basis = trees.like(params, directions.basis, "directions", (len(directions),))
     return Directions(basis, directions.rules, directions.recipe)
+
+
+def on_grid(directions: Any, grid: Grid | None, params: Params, seed: int) -> tuple[Directions, Grid]:
+    """The directions and coordinates of a result, as the caller gave them or by default.
+
+    Args:
+        directions: What `as_directions` takes; None: random filter-normalized ones, as many as the grid has axes.
+        grid: None: 51x51 points over [-1, 1] for two directions and 401 for one.
+        params: What the directions must be like.
+        seed: Of random directions.
+
+    Returns:
+        As many directions as the grid has axes.
+
+    Raises:
+        ValueError: Their numbers differ, there is no default grid, or a direction is not like params.
+    """
+    if directions is None:
+        directions = random_directions(seed, params, num=len(grid.axes) if grid else 2)
+    directions = as_directions(directions, params)
+    if grid is None and len(directions) > 2:
+        raise ValueError(
+            f"grid is missing: {len(directions)} directions have no default grid; pass e.g. js.Grid(axes)."
+        )
+    grid = grid or (Grid.line() if len(directions) == 1 else Grid.plane())
+    if len(grid.axes) != len(directions):
+        raise ValueError(
+            f"grid has {len(grid.axes)} axes for {len(directions)} directions; expected one axis for each direction."
+        )
+    return directions, grid

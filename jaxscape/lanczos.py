@@ -180,10 +180,13 @@ def krylov(
     if not tol > 0:
         raise ValueError(f"tol is {tol}, expected a positive number.")
     space = _empty(first, key, min(max_basis, first.shape[0]))
-    options: dict[str, Any] = {"num": num, "which": which, "tol": tol}
+    kept: dict[str, Any] = {"num": num, "which": which}
+    options: dict[str, Any] = {**kept, "tol": tol}
 
     def grow(space: _Space) -> _Space:
-        return _extend(space, matvec(_vector(space.basis, space.size)), **options)
+        space = _extend(space, matvec(_vector(space.basis, space.size)), **options)
+        space = _if(~space.done & (space.left == 0), _go_on, space)
+        return _if(~space.done & (space.size == len(space.projected)), functools.partial(_restart, **kept), space)
 
     space = _while(lambda s: ~s.done & (s.matvecs < max_matvecs - num), grow, space)
     vectors = _ritz_vectors(space, num, which)
@@ -192,6 +195,35 @@ def krylov(
     found = [_measured(v, matvec(v)) for v in vectors]
     values, residuals = (jnp.stack(column) for column in zip(*found, strict=True))
     return Pairs(values, vectors, residuals, _within(values, residuals, norm, tol), matvecs)
+
+
+def quadrature(
+    matvec: Callable[[Array], Array], first: Float[Array, " n"], key: PRNGKeyArray, steps: int
+) -> tuple[Float[Array, " steps"], Float[Array, " steps"]]:
+    """Nodes and weights of the Gauss quadrature that Lanczos makes of a vector (Golub and Meurant 2010).
+
+    ``sum(weights * f(nodes))`` is ``u^T f(H) u`` with u the first vector at norm 1, exact for polynomials f of a degree
+    up to ``2 * steps - 1``.
+
+    Args:
+        matvec: ``v -> H v``, symmetric.
+        first: The vector, of any norm.
+        key: Of the vectors with which it goes on from an invariant subspace.
+        steps: Products; at most n are made.
+
+    Returns:
+        As many nodes, ascending, and their weights, which sum to 1.
+    """
+    steps = min(steps, first.shape[0])
+    space = _empty(first, key, steps)
+
+    def grow(space: _Space) -> _Space:
+        space = _extend(space, matvec(_vector(space.basis, space.size)), num=1, which="LA", tol=0.0)
+        return _if((space.size < steps) & (space.left == 0), _go_on, space)
+
+    space = _while(lambda s: s.size < steps, grow, space)
+    nodes, vectors = jnp.linalg.eigh((space.projected + space.projected.T) / 2)
+    return nodes, vectors[0] ** 2
 
 
 @functools.partial(jax.jit, static_argnames="rows")
@@ -233,30 +265,35 @@ def _while(more: Callable[[_Space], Array], body: Callable[[_Space], _Space], sp
 
 @functools.partial(jax.jit, static_argnames=("num", "which"), donate_argnums=0)
 def _extend(space: _Space, image: Float[Array, " n"], *, num: int, which: Which, tol: float) -> _Space:
-    """The space with the product of its last vector; restarted where it is full."""
+    """The space with the product of its last vector."""
     m, n = space.projected.shape[0], image.shape[0]
-    last, key = space.size, jax.random.split(space.key)
+    last = space.size
     rest, inside = _outside(space.basis, image, last + 1)
     projected = space.projected.at[last].set(inside[:m]).at[:, last].set(inside[:m])
     left = jnp.linalg.norm(rest)
     exhausted = left <= _FLOOR * jnp.finfo(image.dtype).eps * jnp.linalg.norm(projected)
-    left = jnp.where(exhausted, 0, left)
-
-    def fresh() -> Array:  # an invariant subspace: go on from what it lacks
-        vector = _outside(space.basis, jax.random.normal(key[1], image.shape, image.dtype), last + 1)[0]
-        return jnp.where(last + 1 < n, vector / jnp.linalg.norm(vector), 0)
-
-    vector = lax.cond(exhausted, fresh, lambda: rest / left)
-    basis = space.basis.at[last + 1].set(vector)
-    space = _Space(basis, projected, last + 1, left, space.matvecs + 1, space.done, key[0])
+    basis = space.basis.at[last + 1].set(jnp.where(exhausted, 0, rest / left))
+    space = _Space(basis, projected, last + 1, jnp.where(exhausted, 0, left), space.matvecs + 1, space.done, space.key)
     values, _, bounds = _wanted(space, num, which)
     found = _within(values, bounds, jnp.linalg.norm(projected), tol).all()
     broken = ~jnp.isfinite(projected).all()  # a NaN stays: no product can mend it
-    done = (space.size >= min(num, n)) & found | (space.size == n) | broken
-    space = space._replace(done=done)
-    if m == n:
-        return space
-    return lax.cond((space.size == m) & ~done, functools.partial(_restart, which=which, num=num), lambda s: s, space)
+    return space._replace(done=(space.size >= min(num, n)) & found | (space.size == n) | broken)
+
+
+def _if(condition: Array, function: Callable[[_Space], _Space], space: _Space) -> _Space:
+    """On the host where it can be: in a program of its own, what is not needed takes no memory."""
+    if isinstance(condition, jax.core.Tracer):
+        return lax.cond(condition, function, lambda s: s, space)
+    return function(space) if condition else space
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _go_on(space: _Space) -> _Space:
+    """From an invariant subspace to what it lacks."""
+    key, own = jax.random.split(space.key)
+    vector = jax.random.normal(own, space.basis.shape[1:], space.basis.dtype)
+    vector = _outside(space.basis, vector, space.size)[0]
+    return space._replace(basis=space.basis.at[space.size].set(vector / jnp.linalg.norm(vector)), key=key)
 
 
 def _outside(basis: Array, vector: Array, known: Array) -> tuple[Array, Array]:
@@ -297,6 +334,7 @@ def _wanted(space: _Space, num: int, which: Which) -> tuple[Array, Array, Array]
     return values[chosen], coordinates[:, chosen], space.left * jnp.abs(last)
 
 
+@functools.partial(jax.jit, static_argnames=("num", "which"), donate_argnums=0)
 def _restart(space: _Space, num: int, which: Which) -> _Space:
     """The space of the best half of the Ritz vectors, and of what comes next."""
     m = len(space.projected)

@@ -1,20 +1,18 @@
 """The loss on a line, in a plane, or in a volume through params: the figure, as numbers."""
 
 import time
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax.sharding import Mesh
 
 from jaxscape import engine, trees
 from jaxscape.data import as_batch_size, num_examples
-from jaxscape.directions import Directions, as_directions, direction_between, random_directions
+from jaxscape.directions import Directions, direction_between, on_grid
 from jaxscape.grid import Grid
+from jaxscape.provenance import provenance
 from jaxscape.types import Data, LossFn, Params
 
 
@@ -95,14 +93,7 @@ def surface(
         None if points_per_step == "auto" else _as_points_per_step(points_per_step),
     )
     seeded = {"seed": seed} if directions is None or rtol is not None else {}
-    if directions is None:
-        directions = random_directions(seed, params, num=len(grid.axes) if grid else 2)
-    directions = as_directions(directions, params)
-    grid = grid or _default_grid(len(directions))
-    if len(grid.axes) != len(directions):
-        raise ValueError(
-            f"grid has {len(grid.axes)} axes for {len(directions)} directions; expected one axis for each direction."
-        )
+    directions, grid = on_grid(directions, grid, params, seed)
     start = time.perf_counter()
     coords = np.concatenate([np.zeros((1, len(grid.axes))), grid.points()])  # the first point is params itself
     options: dict[str, Any] = {"load": load, "mesh": mesh, "compute_dtype": compute_dtype, "progress": progress}
@@ -119,7 +110,7 @@ def surface(
         **found.load._asdict(),
         "compute_dtype": str(compute_dtype),
         "num_devices": mesh.size if mesh else jax.device_count(),
-        **_provenance(params, directions, data),
+        **provenance(params, directions.basis, data),
     }
     return result
 
@@ -153,12 +144,6 @@ def interpolate(
     direction = Directions.stack([direction_between(params_a, params_b)])
     direction = Directions(direction.basis, recipe=(("directions", "params_b - params_a"),))
     return surface(params_a, loss_fn, data, directions=direction, grid=grid or Grid.line(-0.5, 1.5, 401), **options)
-
-
-def _default_grid(num: int) -> Grid:
-    if num > 2:
-        raise ValueError(f"grid is missing: {num} directions have no default grid; pass e.g. js.Grid(axes).")
-    return Grid.line() if num == 1 else Grid.plane()
 
 
 def _check_tolerance(rtol: float | None, atol: float) -> None:
@@ -198,23 +183,3 @@ def _dataset(found: engine.Evaluation, grid: Grid) -> xr.Dataset:
     result.attrs["center_loss"] = float(loss[0])
     result.attrs["nonfinite_points"] = int((~np.isfinite(loss[1:])).sum())
     return result
-
-
-def _provenance(params: Params, directions: Directions, data: Data) -> dict[str, Any]:
-    """What it takes to make the same numbers again."""
-    return {
-        "fingerprint": trees.fingerprint(params, directions.basis, data),
-        "num_params": trees.size(params),
-        "dtype": str(jnp.result_type(*jax.tree.leaves(params))),
-        "platform": jax.local_devices()[0].device_kind,
-        "jax_version": jax.__version__,
-        "jaxscape_version": _version(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _version() -> str:
-    try:
-        return version("jax-losscape")
-    except PackageNotFoundError:  # used from a folder, not installed
-        return "unknown"

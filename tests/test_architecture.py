@@ -10,9 +10,9 @@ import jaxscape as js
 ROOT = Path(js.__file__).parents[1]
 FLOORS = {
     0: ("types", "trees", "data"),
-    1: ("normalize", "grid", "convolution"),
+    1: ("normalize", "grid", "convolution", "provenance", "store"),
     2: ("directions", "engine", "lanczos"),
-    3: ("surface",),
+    3: ("surface", "curvature"),
     4: ("plot", "cifar", "datasets", "torch_weights", "runs", "cli"),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -66,7 +65,9 @@ def hvp(
             leaves nothing, or ``batch_size`` is not positive. The product raises it for a v that is not like params.
         TypeError: A leaf of params is not floating.
     """
-    params, product = operator(params, loss_fn, data, batch_size=batch_size, mesh=mesh, ignore=ignore, linearize=linearize)
+    params, product = operator(
+        params, loss_fn, data, batch_size=batch_size, mesh=mesh, ignore=ignore, linearize=linearize
+    )
     return _on_pytrees(params, product)
 
 
@@ -87,7 +88,8 @@ def ggn_product(
     in the outputs (Schraudolph 2002): positive semidefinite for a convex loss, and the Hessian where the model is
     linear. For cross-entropy it is the Fisher information matrix.
 
-    >>> product = ggn_product(lambda p, x: p["w"] * x, lambda y, x: y**2, {"w": jnp.float32(3.0)}, jnp.array([1.0, 2.0]))
+    >>> params = {"w": jnp.float32(3.0)}
+    >>> product = ggn_product(lambda p, x: p["w"] * x, lambda y, x: y**2, params, jnp.array([1.0, 2.0]))
     >>> float(product({"w": jnp.float32(1.0)})["w"])
     5.0
 

@@ -1,9 +1,9 @@
 """Products with the Hessian, or with the Gauss-Newton matrix, of the mean loss over all of the data.
 
-The Hessian's is the derivative of the gradient along a vector (forward over reverse, Pearlmutter 1994). At one point the
-gradient is linearized once and the linear function kept, where memory allows: then a product takes 6 convolutions for
-each of the network instead of 8. On a CPU the batches are driven from the host, since gradients of convolutions are slow
-in loops there; on other devices, and inside a transform, by a loop on the device.
+The Hessian's is the derivative of the gradient along a vector (forward over reverse, Pearlmutter 1994). At one point
+the gradient is linearized once and the linear function kept, where memory allows: then a product takes 6 convolutions
+for each of the network instead of 8. On a CPU the batches are driven from the host, since gradients of convolutions are
+slow in loops there; on other devices, and inside a transform, by a loop on the device.
 """
 
 import functools
@@ -27,15 +27,15 @@ from jaxscape.types import Data, LossFn, Params
 ModelFn = Callable[[Params, Data], Array]
 OutputLossFn = Callable[[Array, Data], Array]
 Matvec = Callable[[Float[Array, " n"]], Float[Array, " n"]]
-Stack = tuple[Data, Array]
-"""Batches (devices, batches, batch, ...) and the weight of each example, or of each batch where the loss is its mean."""
+Stack = tuple[Data, Array | np.ndarray]
+"""Batches (devices, batches, batch, ...), and the weight of each example, or of a batch where the loss is its mean."""
 
 _CACHED = 2**25  # bytes of a batch's linear function on a CPU: of 32x32 pixels 8 images, of 8x8 64 (ResNet-20) are best
 _MEMORY = 0.25  # of the free memory, that linear functions may take
 _EVERYWHERE, _BY_EXAMPLES = PartitionSpec(), PartitionSpec(engine.DATA_AXIS)
 
 
-class Form(Protocol):
+class Form(Hashable, Protocol):
     """A quadratic form of a batch at a point: what is computed once, and the product with a vector."""
 
     def prepare(self, layout: Layout, params: Params, batch: Data, weights: Array) -> Any:
@@ -97,10 +97,11 @@ class Programs(NamedTuple):
     prepare: Callable[[Params, Stack], Any]
     apply: Callable[[Any, Array, Array], Array]
     direct: Callable[[Params, Stack, Array, Array], Array]
+    inside: Callable[[Params, Stack, Array, Array], Array]  # direct, as part of a larger computation
 
 
 @functools.lru_cache(maxsize=32)
-def _programs(form: Form, layout: Layout, mesh: Mesh) -> Programs:
+def _programs(form: Any, layout: Layout, mesh: Mesh) -> Programs:
     def prepare(params: Params, stack: Stack) -> Any:
         return _each(lambda batch: form.prepare(layout, params, *batch), stack)
 
@@ -114,19 +115,23 @@ def _programs(form: Form, layout: Layout, mesh: Mesh) -> Programs:
     def direct(params: Params, stack: Stack, vector: Array, total: Array) -> Array:
         return _sum(lambda batch: product(form.prepare(layout, params, *batch), vector), stack, total)
 
-    def on_devices(function: Callable[..., Any], specs: tuple[PartitionSpec, ...], donated: tuple[int, ...]) -> Any:
+    def on_devices(function: Callable[..., Any], specs: tuple[PartitionSpec, ...]) -> Any:
         def local(*args: Any) -> Any:
-            own = [jax.tree.map(lambda x: x[0], a) if s == _BY_EXAMPLES else a for a, s in zip(args, specs, strict=True)]
+            own = [
+                jax.tree.map(lambda x: x[0], a) if s == _BY_EXAMPLES else a for a, s in zip(args, specs, strict=True)
+            ]
             return jax.tree.map(lambda x: x[None], function(*own))
 
-        shared = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=_BY_EXAMPLES, check_vma=False)
-        return jax.jit(shared, donate_argnums=donated, compiler_options=compiler_options())
+        return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=_BY_EXAMPLES, check_vma=False)
 
     every, by = _EVERYWHERE, _BY_EXAMPLES
+    jit = functools.partial(jax.jit, compiler_options=compiler_options())
+    inside = on_devices(direct, (every, by, every, by))
     return Programs(
-        on_devices(prepare, (every, by), ()),
-        on_devices(apply, (by, every, by), (2,)),
-        on_devices(direct, (every, by, every, by), (3,)),
+        jit(on_devices(prepare, (every, by))),
+        jit(on_devices(apply, (by, every, by)), donate_argnums=2),
+        jit(inside, donate_argnums=3),
+        inside,
     )
 
 
@@ -175,7 +180,8 @@ class Product:
             linearize: Whether linear functions are kept; None: where memory allows.
         """
         self.layout, self.batch_size, self._mesh, self._linearize = layout, batch_size, mesh, linearize
-        self._stacks = _stacks(data, batch_size, mesh.size, per_example, layout.dtype)
+        with jax.ensure_compile_time_eval():  # within a transform too, data is data
+            self._stacks = _stacks(data, batch_size, mesh.size, per_example, layout.dtype)
         self._run = _programs(form, layout, mesh)
 
     def at(self, params: Params) -> Matvec:
@@ -210,7 +216,7 @@ class Product:
         """The product as part of a larger computation."""
         total = jnp.zeros((self._mesh.size, self.layout.size), self.layout.dtype)
         for stack in self._on_device:
-            total = self._run.direct(params, stack, vector, total)
+            total = self._run.inside(params, stack, vector, total)
         return total.sum(0)
 
     def _keeps(self, params: Params) -> bool:
@@ -222,7 +228,8 @@ class Product:
 
     @functools.cached_property
     def _on_device(self) -> list[Stack]:
-        return [engine.place(stack, NamedSharding(self._mesh, _BY_EXAMPLES)) for stack in self._stacks]
+        with jax.ensure_compile_time_eval():
+            return [engine.place(stack, NamedSharding(self._mesh, _BY_EXAMPLES)) for stack in self._stacks]
 
     @functools.cached_property
     def _placed(self) -> list[Stack]:
@@ -294,7 +301,11 @@ def _free_bytes(mesh: Mesh) -> int:
 
 
 def choose_batch_size(form: Form, layout: Layout, params: Params, data: Data, per_example: bool) -> int:
-    """Examples of each device at a time: those whose linear function a CPU's cache holds, or 512 elsewhere."""
+    """Examples of each device at a time: those whose linear function a CPU's cache holds, or 512 elsewhere.
+
+    Returns:
+        A power of two.
+    """
     if jax.default_backend() != "cpu":
         return 512
     some = min(8, num_examples(data))

@@ -1,0 +1,70 @@
+"""Results on disk while they are made: every finished block, so that a killed run goes on where it stopped.
+
+A zarr group with one array for each variable and a mask of what is done. A block is a chunk, a file that zarr writes
+beside its place and renames; the mask is written last, so what it says is there is there in full.
+"""
+
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+
+class Store:
+    """The rows of a result, in blocks, each written once.
+
+    Attributes:
+        done: Whether each row has been written.
+    """
+
+    def __init__(self, path: str | Path, recipe: Mapping[str, Any], rows: int, block: int) -> None:
+        """Open the store of a recipe, or make it.
+
+        Args:
+            path: A folder.
+            recipe: What the numbers depend on; values that JSON can hold.
+            rows: Of the whole result.
+            block: Rows that are written at a time.
+
+        Raises:
+            ValueError: The folder holds something else, or the store of another recipe; the message says what differs.
+        """
+        path = Path(path)
+        if path.exists() and not (path / "zarr.json").exists():
+            raise ValueError(f"store {path} exists and is no zarr folder; name another path.")
+        self._group: Any = zarr.open_group(path, mode="a")
+        self._lock, self._block = threading.Lock(), block
+        wanted = json.loads(json.dumps({**recipe, "rows": rows, "block": block}))
+        found = self._group.attrs.setdefault("recipe", wanted)
+        differ = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+        if differ:
+            told = "; ".join(f"{name} is {found.get(name)!r} there and {wanted.get(name)!r} here" for name in differ)
+            raise ValueError(f"store {path} holds another result: {told}. Name another path, or remove it.")
+        if "done" not in self._group:
+            self._group.create_array("done", shape=(rows,), chunks=(block,), dtype=bool, fill_value=False)
+        self.done: np.ndarray = np.asarray(self._group["done"])
+
+    def write(self, rows: slice, values: Mapping[str, np.ndarray]) -> None:
+        """Keep one block.
+
+        Args:
+            rows: A whole block.
+            values: An array for each variable, the rows along its first axis.
+        """
+        with self._lock:  # creating arrays from several threads
+            for name, value in values.items():
+                if name not in self._group:
+                    shape = (len(self.done), *value.shape[1:])
+                    chunks = (self._block, *value.shape[1:])
+                    self._group.create_array(name, shape=shape, chunks=chunks, dtype=value.dtype)
+                self._group[name][rows] = value
+            self._group["done"][rows] = True
+            self.done[rows] = True
+
+    def read(self) -> dict[str, np.ndarray]:
+        """All variables, in full; rows that are not done are zero."""
+        return {name: array[:] for name, array in self._group.arrays() if name != "done"}

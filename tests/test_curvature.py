@@ -1,0 +1,362 @@
+"""Products, eigenvalues, trace and density of Hessians against `jax.hessian` and NumPy, in float64; and what must hold."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
+
+import jaxscape as js
+from jaxscape.curvature import _product
+from tests.problems import classification_data, cross_entropy, mlp_apply, mlp_loss, mlp_params
+
+
+def squared_error(outputs, labels):
+    return jnp.mean((jax.nn.softmax(outputs) - jax.nn.one_hot(labels, outputs.shape[-1])) ** 2, axis=-1)
+
+
+def normalized_mlp(params, batch):
+    """With a batch norm in evaluation mode."""
+    x = batch[0] @ params["dense"]["kernel"]
+    x = (x - params["stats"]["mean"]) / jnp.sqrt(0.5 + params["stats"]["var"] ** 2)
+    return jnp.tanh(x * params["norm"]["scale"] + params["norm"]["bias"]) @ params["head"]
+
+
+def small_convolutions(params, batch):
+    x = batch[0].reshape(-1, 4, 4, 1)
+    for kernel in params["kernels"]:
+        x = jax.nn.softplus(
+            jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        )
+    return x.mean((1, 2)) @ params["head"]
+
+
+def problem(name, loss=cross_entropy, examples=23):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(0.5 * rng.normal(size=shape))
+    if name == "mlp":
+        model, features, params = lambda p, b: mlp_apply(p, b[0]), 5, mlp_params()
+    elif name == "batch norm":
+        model, features = normalized_mlp, 5
+        params = {
+            "dense": {"kernel": draw(5, 6)},
+            "norm": {"scale": 1 + draw(6), "bias": draw(6)},
+            "stats": {"mean": draw(6), "var": draw(6)},
+            "head": draw(6, 4),
+        }
+    else:
+        model, features = small_convolutions, 16
+        params = {"kernels": [draw(3, 3, 1, 2), draw(3, 3, 2, 3)], "head": draw(3, 4)}
+    data = classification_data(examples, features)
+    return model, (lambda p, b: loss(model(p, b), b[1])), params, data
+
+
+def dense(loss_fn, params, data):
+    """The Hessian of the mean loss over all data at once, and its eigenvalues and eigenvectors."""
+    flat, unravel = ravel_pytree(params)
+    matrix = np.asarray(jax.hessian(lambda f: jnp.mean(loss_fn(unravel(f), data)))(flat))
+    return matrix, *np.linalg.eigh(matrix)
+
+
+def mesh(num):
+    return Mesh(np.array(jax.devices()[:num]), ("data",))
+
+
+def apply(product, params, seed=0):
+    flat, unravel = ravel_pytree(params)
+    v = jax.random.normal(jax.random.key(seed), flat.shape)
+    return np.asarray(v), np.asarray(ravel_pytree(product(unravel(v)))[0])
+
+
+NAMES = ("mlp", "batch norm", "convolutions")
+
+
+@pytest.mark.parametrize("linearize", [True, False])
+@pytest.mark.parametrize("loss", [cross_entropy, squared_error])
+@pytest.mark.parametrize("name", NAMES)
+def test_products_equal_the_dense_hessian(name, loss, linearize):
+    _, loss_fn, params, data = problem(name, loss)
+    matrix = dense(loss_fn, params, data)[0]
+    v, image = apply(js.hvp(loss_fn, params, data, batch_size=4, linearize=linearize), params)  # 23 examples: ragged
+    np.testing.assert_allclose(image, matrix @ v, rtol=1e-10, atol=1e-10 * np.linalg.norm(matrix @ v))
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 23, "auto"])
+@pytest.mark.parametrize("devices", [1, 3, 8])
+def test_products_do_not_depend_on_batches_and_devices(batch_size, devices):
+    _, loss_fn, params, data = problem("mlp")
+    expected = apply(js.hvp(loss_fn, params, data, batch_size=23, mesh=mesh(1)), params)[1]
+    found = apply(js.hvp(loss_fn, params, data, batch_size=batch_size, mesh=mesh(devices)), params)[1]
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_products_are_symmetric_and_linear():
+    _, loss_fn, params, data = problem("convolutions")
+    product = js.hvp(loss_fn, params, data)
+    (a, ha), (b, hb) = (apply(product, params, seed) for seed in (1, 2))
+    np.testing.assert_allclose(a @ hb, b @ ha, rtol=1e-12)
+    flat, unravel = ravel_pytree(params)
+    both = ravel_pytree(product(unravel(jnp.asarray(2 * a - b))))[0]
+    np.testing.assert_allclose(both, 2 * ha - hb, atol=1e-12)
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_a_batch_mean_is_weighted_by_its_examples(devices):
+    _, loss_fn, params, data = problem("mlp")
+    mean = lambda p, b: loss_fn(p, b).mean()
+    expected = apply(js.hvp(loss_fn, params, data), params)[1]
+    for batch_size in (4, 23):
+        found = apply(js.hvp(mean, params, data, batch_size=batch_size, mesh=mesh(devices)), params)[1]
+        np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-13)
+
+
+def test_products_inside_a_transform():
+    _, loss_fn, params, data = problem("convolutions")
+    product = js.hvp(loss_fn, params, data, batch_size=2, mesh=mesh(2))
+    v, expected = apply(product, params)
+    np.testing.assert_allclose(apply(jax.jit(product), params)[1], expected, rtol=1e-11, atol=1e-13)
+
+    @jax.jit
+    def anywhere(p, v):
+        return js.hvp(loss_fn, p, data, batch_size=2, mesh=mesh(2))(v)
+
+    found = apply(functools.partial(anywhere, params), params)[1]
+    np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-13)
+    assert js.lanczos(jax.jit(product), params, key=jax.random.key(0)).converged
+
+
+def test_a_dict_with_other_metrics_and_padding_with_nan():
+    params, data = mlp_params(), classification_data()
+    expected = dense(lambda p, b: mlp_loss(p, b)["loss"], params, data)[0]
+    v, image = apply(js.hvp(mlp_loss, params, data, batch_size=3), params)
+    np.testing.assert_allclose(image, expected @ v, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gauss_newton(name):
+    model, loss_fn, params, data = problem(name)
+    flat, unravel = ravel_pytree(params)
+    jacobian = jax.jacobian(lambda f: model(unravel(f), data))(flat)  # examples, classes, n
+    inner = jax.vmap(jax.hessian(lambda y, t: cross_entropy(y[None], t[None])[0]))(model(params, data), data[1])
+    expected = np.einsum("eci,ecd,edj->ij", jacobian, inner, jacobian) / len(data[1])
+    product = js.ggn_product(model, lambda y, b: cross_entropy(y, b[1]), params, data, batch_size=4)
+    v, image = apply(product, params)
+    np.testing.assert_allclose(image, expected @ v, rtol=1e-10, atol=1e-12)
+    assert v @ image >= 0
+
+
+def test_gauss_newton_is_the_hessian_where_the_model_is_linear():
+    data = classification_data()
+    params = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)))}
+    model = lambda p, b: b[0] @ p["w"]
+    loss = lambda y, b: cross_entropy(y, b[1])
+    ggn = js.ggn_product(model, loss, params, data)
+    hessian = js.hvp(lambda p, b: loss(model(p, b), b), params, data)
+    np.testing.assert_allclose(apply(ggn, params)[1], apply(hessian, params)[1], rtol=1e-11, atol=1e-14)
+
+
+def test_half_precision_params_have_float32_products():
+    _, loss_fn, params, data = problem("mlp")
+    small = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    image = js.hvp(loss_fn, small, data)(small)
+    assert {leaf.dtype for leaf in jax.tree.leaves(image)} == {jnp.dtype("float32")}
+
+
+def test_linear_functions_are_kept_where_memory_allows(monkeypatch):
+    _, loss_fn, params, data = problem("mlp")
+    for free, keeps in ((1e9, True), (1e3, False)):
+        monkeypatch.setattr(_product, "_free_bytes", lambda _, free=free: free)
+        kept = []
+        monkeypatch.setattr(
+            _product.Product, "_keeps", lambda self, p, k=kept, f=_product.Product._keeps: k.append(f(self, p)) or k[-1]
+        )
+        js.hvp(loss_fn, params, data)
+        monkeypatch.undo()
+        assert kept == [keeps]
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, squared_error])
+@pytest.mark.parametrize("name", NAMES)
+def test_extreme_eigenvalues_equal_the_dense_ones(name, loss):
+    _, loss_fn, params, data = problem(name, loss)
+    _, values, vectors = dense(loss_fn, params, data)
+    found = js.extreme_eigenvalues(params, loss_fn, data, tol=1e-9, batch_size=4, max_matvecs=400, progress=False)
+    assert found.converged
+    np.testing.assert_allclose(found.min_eigenvalue, values[0], rtol=1e-8)
+    np.testing.assert_allclose(found.max_eigenvalue, values[-1], rtol=1e-8)
+    for vector, expected in ((found.min_eigenvector, vectors[:, 0]), (found.max_eigenvector, vectors[:, -1])):
+        vector = ravel_pytree(vector)[0]
+        np.testing.assert_allclose(vector * np.sign(vector @ expected), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
+def test_top_eigenpairs_equal_the_dense_ones(which):
+    _, loss_fn, params, data = problem("batch norm")
+    matrix, values, _ = dense(loss_fn, params, data)
+    order = {
+        "LA": np.argsort(-values)[:4],
+        "SA": np.argsort(values)[:4],
+        "LM": np.argsort(-abs(values))[:4],
+        "BE": np.array([0, -1, 1, -2]),
+    }[which]
+    found = js.top_eigenpairs(params, loss_fn, data, 4, which, tol=1e-9, max_matvecs=400, progress=False)
+    assert found.converged.all()
+    np.testing.assert_allclose(found.eigenvalues, values[order], rtol=1e-8)
+    for value, vector, residual in zip(found.eigenvalues, found.eigenvectors, found.residuals, strict=True):
+        flat = ravel_pytree(vector)[0]
+        np.testing.assert_allclose(np.linalg.norm(flat), 1, rtol=1e-12)
+        np.testing.assert_allclose(np.linalg.norm(matrix @ flat - value * flat), residual, atol=1e-12)
+
+
+def test_ignored_leaves_take_no_part():
+    _, loss_fn, params, data = problem("batch norm")
+    matrix = dense(loss_fn, params, data)[0]
+    kept = np.concatenate([np.full(leaf.size, leaf.ndim > 1) for leaf in jax.tree.leaves(params)])
+    values = np.linalg.eigvalsh(matrix[np.ix_(kept, kept)])
+    found = js.extreme_eigenvalues(params, loss_fn, data, tol=1e-9, ignore="bias_norm", progress=False)
+    np.testing.assert_allclose([found.min_eigenvalue, found.max_eigenvalue], values[[0, -1]], rtol=1e-8)
+    flat = ravel_pytree(found.max_eigenvector)[0]
+    assert not flat[~kept].any()
+    v, image = apply(js.hvp(loss_fn, params, data, ignore="bias_norm"), params)
+    np.testing.assert_allclose(image, np.where(kept, matrix @ np.where(kept, v, 0), 0), atol=1e-12)
+
+
+def test_eigenvalues_do_not_depend_on_batches_devices_and_order_in_float32():
+    _, loss_fn, params, data = problem("convolutions", examples=61)
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    data = (data[0].astype(np.float32), data[1])
+    order = np.random.default_rng(3).permutation(61)
+    shuffled = tuple(x[order] for x in data)
+    found = [
+        js.extreme_eigenvalues(params, loss_fn, part, tol=1e-4, batch_size=b, mesh=mesh(d), progress=False)
+        for part, b, d in ((data, 61, 1), (data, 7, 1), (data, 8, 8), (shuffled, 16, 2))
+    ]
+    for other in found[1:]:
+        for name in ("min_eigenvalue", "max_eigenvalue"):
+            np.testing.assert_allclose(getattr(other, name), getattr(found[0], name), rtol=1e-5)
+
+
+def test_eigenvectors_are_axes_of_the_sharpest_plane():
+    _, loss_fn, params, data = problem("batch norm")
+    pairs = js.top_eigenpairs(params, loss_fn, data, 2, "BE", tol=1e-8, progress=False)
+    step = 1e-3
+    grid = js.Grid.plane((-step, step, 3), (-step, step, 3))
+    surface = js.surface(params, loss_fn, data, directions=pairs.eigenvectors, grid=grid, progress=False)
+    for dim, value in zip(("alpha", "beta"), pairs.eigenvalues, strict=True):
+        along = surface.loss.sel({d: 0 for d in ("alpha", "beta") if d != dim}).values
+        np.testing.assert_allclose((along[0] - 2 * along[1] + along[2]) / step**2, value, rtol=1e-4)
+    assert surface.attrs["directions"] == "eigenvectors BE"
+
+
+def test_trace_by_both_methods():
+    _, loss_fn, params, data = problem("mlp")
+    matrix, values, _ = dense(loss_fn, params, data)
+    spent = {"hutchinson": 200, "hutch++": 60}
+    for method, num in spent.items():
+        errors, bars = zip(
+            *(
+                (found.trace - values.sum(), found.stderr)
+                for found in (
+                    js.hessian_trace(params, loss_fn, data, method=method, num_matvecs=num, key=k, progress=False)
+                    for k in range(8)
+                )
+            ),
+            strict=True,
+        )
+        scores = np.array(errors) / np.array(bars)
+        assert np.abs(scores).max() < 4.5
+        assert 0.3 < np.sqrt(np.mean(scores**2)) < 2.2
+    exact = js.hessian_trace(params, loss_fn, data, num_matvecs=3 * matrix.shape[0], progress=False)
+    np.testing.assert_allclose(exact.trace, values.sum(), rtol=1e-9)
+    assert exact.stderr == 0
+
+
+def test_hutch_plus_plus_has_smaller_error_bars_than_hutchinson():
+    _, loss_fn, params, data = problem("mlp")
+    bars = [
+        js.hessian_trace(params, loss_fn, data, method=m, num_matvecs=60, progress=False).stderr
+        for m in ("hutch++", "hutchinson")
+    ]
+    assert bars[0] < 0.6 * bars[1]
+
+
+@pytest.mark.parametrize("name", ["mlp", "convolutions"])
+def test_density_integrates_to_one_and_matches_the_histogram(name):
+    _, loss_fn, params, data = problem(name)
+    _, values, _ = dense(loss_fn, params, data)
+    sigma = (values[-1] - values[0]) / 20
+    found = js.spectral_density(
+        params, loss_fn, data, num_probes=60, num_steps=100, sigma=sigma, num_points=400, progress=False
+    )
+    at = found.eigenvalue.values
+    np.testing.assert_allclose(np.trapezoid(found.density, at), 1, rtol=1e-12)
+    exact = np.exp(-0.5 * ((at[:, None] - values) / sigma) ** 2).mean(1) / sigma / np.sqrt(2 * np.pi)
+    score = (found.density.values - exact) / np.maximum(found.density_stderr.values, 1e-3 * exact.max())
+    assert np.abs(score).max() < 5
+    assert np.sqrt(np.mean(score**2)) < 1.7
+    edges = np.linspace(at[0], at[-1], 8)
+    share = [found.density.sel(eigenvalue=slice(a, b)).integrate("eigenvalue") for a, b in zip(edges, edges[1:])]
+    counted = [((exact_at := (at >= a) & (at <= b)) * exact).sum() * (at[1] - at[0]) for a, b in zip(edges, edges[1:])]
+    np.testing.assert_allclose(share, counted, atol=0.05)
+    score = (found.attrs["mean_eigenvalue"] - values.mean()) / found.attrs["mean_eigenvalue_stderr"]
+    assert abs(score) < 4
+
+
+def test_random_directions_have_the_mean_curvature():
+    """Paper, section 6: the curvatures of a random plane are weighted averages of the full ones."""
+    _, loss_fn, params, data = problem("convolutions")
+    matrix, values, vectors = dense(loss_fn, params, data)
+    flat, unravel = ravel_pytree(params)
+    u = jax.random.normal(jax.random.key(0), (400, len(flat)))
+    u /= jnp.linalg.norm(u, axis=1, keepdims=True)
+    product = js.hvp(loss_fn, params, data)
+    curvatures = np.array([d @ ravel_pytree(product(unravel(d)))[0] for d in u])
+    np.testing.assert_allclose(curvatures, (np.asarray(u @ vectors) ** 2) @ values, rtol=1e-9)
+    score = (curvatures.mean() - values.mean()) / (curvatures.std(ddof=1) / 20)
+    assert abs(score) < 4
+
+
+def bad_calls():
+    _, loss_fn, params, data = problem("mlp")
+    end = functools.partial(js.extreme_eigenvalues, params, loss_fn, data, progress=False)
+    top = functools.partial(js.top_eigenpairs, params, loss_fn, data, progress=False)
+    trace = functools.partial(js.hessian_trace, params, loss_fn, data, progress=False)
+    density = functools.partial(js.spectral_density, params, loss_fn, data, progress=False)
+    product = functools.partial(js.hvp, loss_fn, params)
+    return [
+        (lambda: product(data, batch_size=0), "batch_size is 0"),
+        (lambda: product((data[0], data[1][:-1])), "differ in their number of examples"),
+        (lambda: product(data, ignore=lambda *_: True), "leaves no leaf of params"),
+        (lambda: product(data, ignore="norms"), "ignore is 'norms'"),
+        (lambda: js.hvp(lambda p, b: b[0], params, data), r"loss_fn returned \(2, 5\)"),
+        (lambda: product(data)({"layer0": params["layer0"]}), r"v has no leaf \['layer1'\]"),
+        (lambda: end(tol=0), "tol is 0"),
+        (lambda: end(max_matvecs=2), "max_matvecs is 2, expected at least 3"),
+        (lambda: end(max_basis=3), "max_basis is 3, expected at least 4"),
+        (lambda: top(k=0), "k is 0, expected between 1 and the 74 entries"),
+        (lambda: top(which="XX"), "which is 'XX', expected"),
+        (lambda: trace(method="exact"), "method is 'exact'"),
+        (lambda: trace(num_matvecs=5), r"num_matvecs is 5, expected at least 6 for hutch\+\+"),
+        (lambda: density(num_probes=1), "num_probes is 1, expected at least 2"),
+        (lambda: density(num_steps=0), "num_steps is 0, expected at least 1"),
+        (lambda: density(num_points=1), "num_points is 1, expected at least 2"),
+        (lambda: density(sigma=-1.0), "sigma is -1.0, expected a positive width"),
+    ]
+
+
+@pytest.mark.parametrize("index", range(17))
+def test_bad_calls(index):
+    call, match = bad_calls()[index]
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+def test_bad_types():
+    _, loss_fn, _, data = problem("mlp")
+    with pytest.raises(TypeError, match=r"params\['n'\] is int"):
+        js.hvp(loss_fn, {"n": jnp.arange(3)}, data)
+    with pytest.raises(TypeError, match="key is str"):
+        js.extreme_eigenvalues(mlp_params(), loss_fn, data, key="seed")

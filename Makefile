@@ -30,6 +30,13 @@ docs/contours.png: demo
 	mkdir -p docs
 	cp demo/contours.png $@
 
+# The paper's figure 7 for the same networks: both ends of the Hessian's spectrum over the planes of the demo.
+HESSIAN := --points 11 --subset 256 --weights-only
+docs/eigenvalues.png: demo
+	$(BIN)/jaxscape hessian demo/resnet56 $(HESSIAN) --spectrum
+	$(BIN)/jaxscape hessian demo/resnet56_noshort $(HESSIAN) --spectrum
+	$(BIN)/jaxscape plot demo/resnet56/hessian.zarr demo/resnet56_noshort/hessian.zarr --out $@
+
 test: env
 	$(BIN)/python -m pytest
 
@@ -49,6 +56,7 @@ bench: env
 	$(BIN)/python -m benchmarks.calibration
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.hessian
 
 clean:
 	rm -rf .venv demo

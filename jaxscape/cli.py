@@ -1,4 +1,4 @@
-"""The command line: ``jaxscape surface|line|plot|report``, each a short use of the library."""
+"""The command line: ``jaxscape surface|line|hessian|plot|report``, each a short use of the library."""
 
 import argparse
 import shutil
@@ -85,13 +85,65 @@ def _line(args: argparse.Namespace) -> None:
         print(f"{split}: {_summary(result)}")
 
 
+def _hessian(args: argparse.Namespace) -> None:
+    run = js.load_run(args.run)
+    out = Path(args.out or run.path / "hessian.zarr")
+    _check_replaceable(out)
+    num_alpha, num_beta = args.points if len(args.points) == 2 else args.points * 2
+    ignore: Any = "bias_norm" if args.weights_only else None
+    kept = out.with_suffix(".partial")
+    result = js.eigenvalue_map(
+        run.params,
+        run.loss_fn,
+        _data(run, args.split),
+        directions=_directions(args, run, 2),
+        grid=js.Grid.plane((*args.range, num_alpha), (*args.range, num_beta)),
+        tol=args.tol,
+        max_matvecs=args.max_matvecs,
+        subset=args.subset,
+        ignore=ignore,
+        batch_size=args.batch_size,
+        store=kept,
+        seed=args.seed,
+    )
+    if args.spectrum:
+        density = js.spectral_density(
+            run.params, run.loss_fn, _data(run, args.split), ignore=ignore, batch_size=args.batch_size, key=args.seed
+        )
+    if jax.process_index():
+        return
+    told = {"title": f"{_name(run)}, {args.split}", "split": args.split}
+    _write(result.assign_attrs(told), out)
+    shutil.rmtree(kept)  # the whole result is there
+    _draw(plot.eigenvalue_map(result.assign_attrs(told)), out.with_suffix(".png"))
+    if args.spectrum:
+        _write(density.assign_attrs(told), run.path / "spectrum.zarr")
+        _draw(plot.spectrum(density.assign_attrs(told)), run.path / "spectrum.png")
+    points, attrs = result.ratio.size, result.attrs
+    print(
+        f"{points} points in {attrs['seconds']:.1f} s, {int(result.num_matvecs.sum())} products, eigenvalues from "
+        f"{float(result.min_eigenvalue.min()):.4g} to {float(result.max_eigenvalue.max()):.4g}, ratio in the median "
+        f"{float(result.ratio.median()):.4g}, {attrs['unconverged_points']} points not converged, "
+        f"{attrs['nonfinite_points']} not finite"
+    )
+
+
 def _plot(args: argparse.Namespace) -> None:
     results = [_read(Path(file)) for file in args.files]
     named = dict(zip(_titles(args, results), results, strict=True))
-    kind: Any = args.kind or ("line" if results[0][_metric(results[0], args)].ndim == 1 else "contour")
+    kind: Any = args.kind or _default_kind(results[0], args)
     options: dict[str, Any] = {"metric": args.metric, "log": args.log, "loss_max": args.loss_max}
     picture: Axes | Figure
-    if kind == "line":
+    if kind == "spectrum":
+        if len(named) > 1:
+            raise ValueError(f"{len(named)} files for --kind spectrum; expected one.")
+        title, result = named.popitem()
+        picture = plot.spectrum(result.assign_attrs(title=title))
+    elif kind == "eigenvalue_map":
+        title, result = next(iter(named.items()))
+        signed = {"signed": args.signed}
+        picture = plot.eigenvalue_map(named if len(named) > 1 else result.assign_attrs(title=title), **signed)
+    elif kind == "line":
         picture = plot.line(named if len(named) > 1 else results[0], **options)
     elif len(named) > 1:
         picture = plot.compare(named, kind, **options)
@@ -163,9 +215,13 @@ def _summary(result: xr.Dataset) -> str:
     )
 
 
-def _metric(result: xr.Dataset, args: argparse.Namespace) -> str:
-    """The metric asked for, or loss, which every result has: the plot itself names a wrong one."""
-    return args.metric if args.metric in result else "loss"
+def _default_kind(result: xr.Dataset, args: argparse.Namespace) -> str:
+    """By what the result holds; of a metric that it lacks the plot itself tells."""
+    for kind, variable in (("spectrum", "density"), ("eigenvalue_map", "min_eigenvalue")):
+        if variable in result and args.metric not in result:
+            return kind
+    metric = args.metric if args.metric in result else "loss"
+    return "line" if metric in result and result[metric].ndim == 1 else "contour"
 
 
 def _titles(args: argparse.Namespace, results: list[xr.Dataset]) -> list[str]:
@@ -237,10 +293,25 @@ def _parser() -> argparse.ArgumentParser:
     _add_measuring(line, _line)
     line.add_argument("--points", type=int, default=101, help="points on the line (default: 101)")
 
+    hessian = commands.add_parser("hessian", help="the smallest and largest eigenvalue of the Hessian over a plane")
+    _add_plane(hessian, _hessian)
+    hessian.add_argument("--points", type=_points, default=[11], metavar="N[xM]", help="points per axis (default: 11)")
+    hessian.add_argument("--split", choices=("train", "test"), default="train", help="the data (default: train)")
+    hessian.add_argument("--subset", type=int, metavar="N", help="so many examples, drawn with --seed (default: all)")
+    hessian.add_argument("--tol", type=float, default=1e-2, help="relative residual (default: 0.01)")
+    hessian.add_argument("--max-matvecs", type=int, default=100, metavar="N", help="products a point (default: 100)")
+    hessian.add_argument(
+        "--weights-only", action="store_true", help="no curvature in biases and norms, as in the paper"
+    )
+    hessian.add_argument("--spectrum", action="store_true", help="the density of all eigenvalues at the center, too")
+    hessian.add_argument("--out", metavar="FILE.zarr", help="the result (default: RUN/hessian.zarr)")
+
     draw = commands.add_parser("plot", help="draw a result, or several side by side on the same levels")
     draw.set_defaults(command=_plot)
     draw.add_argument("files", nargs="+", metavar="FILE", help=".zarr results")
-    draw.add_argument("--kind", choices=("contour", "contourf", "heatmap", "surface3d", "line"), help="the picture")
+    kinds = ("contour", "contourf", "heatmap", "surface3d", "line", "eigenvalue_map", "spectrum")
+    draw.add_argument("--kind", choices=kinds, help="the picture (default: by what the result holds)")
+    draw.add_argument("--signed", action="store_true", help="of an eigenvalue map: min / max with its sign")
     draw.add_argument("--metric", default="loss", help="variable of the results (default: loss)")
     draw.add_argument("--log", action=argparse.BooleanOptionalAction, help="logarithmic scale (default: if steep)")
     draw.add_argument("--loss-max", type=float, metavar="X", help="cut off and count larger values")
@@ -255,6 +326,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_measuring(parser: argparse.ArgumentParser, command: Any) -> None:
     """What surface and line have in common."""
+    _add_plane(parser, command)
+    parser.add_argument("--rtol", type=float, metavar="X", help="relative standard error to reach (default: exact)")
+    parser.add_argument("--atol", type=float, default=0.0, metavar="X", help="absolute one, with --rtol (default: 0)")
+    parser.add_argument("--compute-dtype", choices=tuple(engine.PRECISIONS), help="precision (default: JAX's setting)")
+
+
+def _add_plane(parser: argparse.ArgumentParser, command: Any) -> None:
+    """What everything in random directions has in common."""
     parser.set_defaults(command=command)
     parser.add_argument("run", metavar="RUN", help="a run's folder, made by train.py")
     parser.add_argument("--range", type=float, nargs=2, default=(-1.0, 1.0), metavar=("LO", "HI"), help="default: -1 1")
@@ -263,8 +342,6 @@ def _add_measuring(parser: argparse.ArgumentParser, command: Any) -> None:
     parser.add_argument("--norm", choices=norms, default="filter", help="of the directions (default: filter)")
     ignored = ("bias_norm", "none")
     parser.add_argument("--ignore", choices=ignored, default="bias_norm", help="leaves left alone (default: bias_norm)")
-    parser.add_argument("--rtol", type=float, metavar="X", help="relative standard error to reach (default: exact)")
-    parser.add_argument("--atol", type=float, default=0.0, metavar="X", help="absolute one, with --rtol (default: 0)")
     parser.add_argument(
         "--batch-size",
         type=_batch_size,
@@ -272,7 +349,6 @@ def _add_measuring(parser: argparse.ArgumentParser, command: Any) -> None:
         metavar="N",
         help="examples at a time (default: auto, measured)",
     )
-    parser.add_argument("--compute-dtype", choices=tuple(engine.PRECISIONS), help="precision (default: JAX's setting)")
     parser.add_argument(
         "--distributed", action="store_true", help="one of several processes: `srun jaxscape ... --distributed`"
     )

@@ -102,7 +102,7 @@ def lanczos(
         max_matvecs: Products at most, two of them for the residuals; at least 3.
         tol: An end is converged when its residual is at most ``tol`` times its magnitude; one that rounding cannot
             tell from 0, when the residual is as small.
-        max_basis: Vectors in memory at most, at least 4; the space restarts from the best half of them.
+        max_basis: Vectors in memory at most, at least 5; the space restarts from the best half of them.
         start: Where to look first, say the sum of a neighbour's eigenvectors; a random vector of a tenth of its norm
             is added, so that no eigenvector can be missing.
 
@@ -174,12 +174,8 @@ def krylov(
     Raises:
         ValueError: An option is out of its range.
     """
-    for name, value, least in (("max_matvecs", max_matvecs, num + 1), ("max_basis", max_basis, num + 2)):
-        if value < least:
-            raise ValueError(f"{name} is {value}, expected at least {least} for {num} eigenpairs.")
-    if not tol > 0:
-        raise ValueError(f"tol is {tol}, expected a positive number.")
-    space = _empty(first, key, min(max_basis, first.shape[0]))
+    check_options(num, max_matvecs, tol, max_basis)
+    space = _empty(first, key, min(max_basis - 1, first.shape[0]))
     kept: dict[str, Any] = {"num": num, "which": which}
     options: dict[str, Any] = {**kept, "tol": tol}
 
@@ -195,6 +191,25 @@ def krylov(
     found = [_measured(v, matvec(v)) for v in vectors]
     values, residuals = (jnp.stack(column) for column in zip(*found, strict=True))
     return Pairs(values, vectors, residuals, _within(values, residuals, norm, tol), matvecs)
+
+
+def check_options(num: int, max_matvecs: int, tol: float, max_basis: int) -> None:
+    """Refuse what `krylov` cannot do.
+
+    Args:
+        num: How many pairs.
+        max_matvecs: Products at most.
+        tol: Relative residual.
+        max_basis: Vectors in memory at most.
+
+    Raises:
+        ValueError: An option is out of its range.
+    """
+    for name, value, least in (("max_matvecs", max_matvecs, num + 1), ("max_basis", max_basis, num + 3)):
+        if value < least:
+            raise ValueError(f"{name} is {value}, expected at least {least} for {num} eigenpairs.")
+    if not tol > 0:
+        raise ValueError(f"tol is {tol}, expected a positive number.")
 
 
 def quadrature(

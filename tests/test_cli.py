@@ -157,6 +157,36 @@ def test_line_evaluates_train_and_test_along_one_direction(run, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("test: 5 points in ")
 
 
+def test_hessian_is_that_of_the_library(run, capsys):
+    options = ["--points", "3x2", "--range", "-0.5", "1", "--seed", "7", "--subset", "15", "--weights-only"]
+    assert cli.main(["hessian", str(run), *options, "--tol", "1e-5", "--spectrum"]) == 0
+    result = read(run / "hessian.zarr")
+    expected = js.eigenvalue_map(
+        PARAMS,
+        loss_fn,
+        split(2, 21),
+        directions=js.random_directions(7, PARAMS),
+        grid=js.Grid.plane((-0.5, 1, 3), (-0.5, 1, 2)),
+        tol=1e-5,
+        subset=15,
+        seed=7,
+        ignore="bias_norm",
+        progress=False,
+    )
+    np.testing.assert_allclose(result.min_eigenvalue, expected.min_eigenvalue, rtol=1e-5)
+    assert result.attrs["title"] == "mlp, train"
+    assert is_png(run / "hessian.png")
+    assert is_png(run / "spectrum.png")
+    assert read(run / "spectrum.zarr").attrs["num_params"] == 25
+    assert not (run / "hessian.partial").exists()
+    assert "6 points in " in capsys.readouterr().out
+    assert cli.main(["plot", str(run / "hessian.zarr"), "--signed", "--out", str(run / "signed.png")]) == 0
+    assert cli.main(["plot", str(run / "spectrum.zarr"), "--out", str(run / "density.png")]) == 0
+    both = [str(run / "hessian.zarr"), str(run / "hessian.zarr"), "--titles", "a", "b"]
+    assert cli.main(["plot", *both, "--kind", "eigenvalue_map", "--out", str(run / "both.png")]) == 0
+    assert all(is_png(run / f"{name}.png") for name in ("signed", "density", "both"))
+
+
 def test_plot_draws_one_and_compares_several(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     one, two = run / "one.zarr", run / "two.zarr"

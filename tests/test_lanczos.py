@@ -182,7 +182,7 @@ def test_not_a_number_is_never_converged():
     ("options", "message"),
     [
         ({"max_matvecs": 2}, "max_matvecs is 2, expected at least 3 for 2 eigenpairs"),
-        ({"max_basis": 3}, "max_basis is 3, expected at least 4"),
+        ({"max_basis": 3}, "max_basis is 3, expected at least 5"),
         ({"tol": 0.0}, "tol is 0.0, expected a positive number"),
         ({"start": jnp.zeros(3)}, r"start has shape \(3,\), expected \(4,\)"),
     ],

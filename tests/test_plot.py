@@ -332,3 +332,106 @@ VOLUME = SURFACE.expand_dims(axis2=2).transpose("alpha", "beta", "axis2")
 def test_errors_name_the_cause_and_the_cure(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def eigenvalue_map(converged=True):
+    a, b = np.meshgrid(ALPHA, BETA, indexing="ij")
+    low, high = -np.abs(a) / 10, 1 + b
+    values = {"min_eigenvalue": low, "max_eigenvalue": high, "ratio": np.abs(low / high)}
+    values["converged"] = np.full(a.shape, True)
+    values["converged"][0, :2] = converged
+    dims = ("alpha", "beta")
+    return xr.Dataset({k: (dims, v) for k, v in values.items()}, {"alpha": ALPHA, "beta": BETA})
+
+
+def test_eigenvalue_map_draws_the_ratio():
+    ax = plot.eigenvalue_map(eigenvalue_map())
+    (mesh,) = (c for c in ax.collections if isinstance(c, mpl.collections.QuadMesh))
+    np.testing.assert_allclose(mesh.get_array(), eigenvalue_map().ratio.values.T)
+    assert mesh.get_clim() == (0, 0.1)
+    assert "not converged" not in notes(ax)
+    assert "lambda" in colour_bar(ax.figure).get_ylabel()
+
+
+def test_eigenvalue_map_with_its_sign_is_centered():
+    ax = plot.eigenvalue_map(eigenvalue_map(), signed=True)
+    (mesh,) = (c for c in ax.collections if isinstance(c, mpl.collections.QuadMesh))
+    assert mesh.get_clim() == (-0.1, 0.1)
+    assert mesh.get_cmap().name == "RdBu_r"
+    assert mesh.get_array().min() == -0.1
+
+
+def test_eigenvalue_map_marks_what_did_not_converge():
+    ax = plot.eigenvalue_map(eigenvalue_map(converged=False))
+    assert "2 of 45 points not converged" in notes(ax)
+    (dots,) = ax.lines
+    np.testing.assert_allclose(dots.get_xydata(), [[-1, 0], [-1, 0.5]])
+
+
+def test_eigenvalue_maps_side_by_side_share_a_scale():
+    figure = plot.eigenvalue_map({"a": eigenvalue_map(), "b": eigenvalue_map()}, ratio_max=0.05)
+    meshes = [c for ax in figure.axes for c in ax.collections if isinstance(c, mpl.collections.QuadMesh)]
+    assert {m.get_clim() for m in meshes[:2]} == {(0, 0.05)}
+    assert "above 0.05" in notes(figure.axes[0])
+
+
+@pytest.mark.parametrize(
+    ("result", "options", "match"),
+    [
+        (surface(bowl), {}, "expected those of js.eigenvalue_map"),
+        ({}, {}, "result is empty"),
+        (eigenvalue_map(), {"ratio_max": 0}, "ratio_max is 0"),
+        ({"a": eigenvalue_map()}, {"ax": "axes"}, "ax is given for several maps"),
+    ],
+)
+def test_eigenvalue_map_refuses(result, options, match):
+    with pytest.raises(ValueError, match=match):
+        plot.eigenvalue_map(result, **options)
+
+
+def density(outliers=(-3.0, 5.0, 9.0)):
+    at = np.linspace(-4, 10, 500)
+    centers, weights = np.array([0.0, 0.01, *outliers]), np.array([0.5, 0.47, *(0.01 for _ in outliers)])
+    values = (weights * np.exp(-0.5 * ((at[:, None] - centers) / 0.1) ** 2)).sum(1) / 0.25
+    return xr.Dataset(
+        {
+            "density": ("eigenvalue", values),
+            "density_stderr": ("eigenvalue", 0.1 * values),
+            "ritz_value": (("probe", "ritz"), np.stack([centers] * 2)),
+            "ritz_weight": (("probe", "ritz"), np.stack([weights] * 2)),
+        },
+        {"eigenvalue": at},
+        {"sigma": 0.1, "num_params": 1000, "title": "net"},
+    )
+
+
+def test_spectrum_names_its_outliers():
+    ax = plot.spectrum(density())
+    assert ax.get_yscale() == "log"
+    labels = [text.get_text() for text in ax.texts]
+    assert [v for v in ("-3", "5", "9") if v in labels] == ["-3", "5", "9"]
+    (curve,) = ax.lines
+    np.testing.assert_allclose(curve.get_ydata(), np.maximum(density().density, ax.get_ylim()[0]))
+    one = [text.get_text() for text in plot.spectrum(density(), outliers=1).texts]
+    assert "9" in one
+    assert "5" not in one
+
+
+def test_spectrum_of_a_positive_bulk_names_the_largest():
+    labels = [text.get_text() for text in plot.spectrum(density(outliers=())).texts]
+    assert "0.01" in labels
+
+
+def test_spectrum_that_is_not_finite_says_so():
+    result = density()
+    broken = result.assign(density=result.density * np.nan)
+    assert "not finite" in notes(plot.spectrum(broken))
+
+
+@pytest.mark.parametrize(
+    ("result", "options", "match"),
+    [(surface(bowl), {}, "expected those of js.spectral_density"), (density(), {"outliers": -1}, "outliers is -1")],
+)
+def test_spectrum_refuses(result, options, match):
+    with pytest.raises(ValueError, match=match):
+        plot.spectrum(result, **options)

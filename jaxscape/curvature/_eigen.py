@@ -12,7 +12,7 @@ from jaxscape.curvature._hvp import operator
 from jaxscape.curvature._layout import Layout
 from jaxscape.curvature._product import Matvec
 from jaxscape.directions import Directions, as_key
-from jaxscape.lanczos import Extremes, Pairs, Which, krylov
+from jaxscape.lanczos import Extremes, Pairs, Which, check_options, krylov
 from jaxscape.types import Data, Ignore, LossFn, Params
 
 
@@ -50,6 +50,7 @@ def extreme_eigenvalues(
 ) -> Extremes:
     """The smallest and the largest eigenvalue of the Hessian at params, from one Krylov space (paper section 6).
 
+    >>> import jax.numpy as jnp
     >>> def loss(p, x):
     ...     return x * (2 * p["a"] ** 2 - p["b"] ** 2)
     >>> ends = extreme_eigenvalues({"a": jnp.float32(1), "b": jnp.float32(1)}, loss, jnp.ones(3))
@@ -104,6 +105,7 @@ def top_eigenpairs(
     Their eigenvectors are axes of a plane: ``surface(params, loss_fn, data, directions=pairs.eigenvectors, ...)`` shows
     the sharpest one, with ``which="BE"`` that of the largest and the most negative curvature.
 
+    >>> import jax.numpy as jnp
     >>> pairs = top_eigenpairs(jnp.ones(3), lambda p, x: x * (p**2).sum() + x * p[0] ** 2, jnp.ones(4), k=1)
     >>> round(float(pairs.eigenvalues[0]), 4), [abs(round(float(v), 3)) for v in pairs.eigenvectors[0]]
     (4.0, [1.0, 0.0, 0.0])
@@ -174,6 +176,7 @@ def _pairs(
     ignore: Ignore,
     progress: bool | None,
 ) -> tuple[Pairs, Layout]:
+    check_options(max(k, 1), max_matvecs, tol, max_basis)
     params, product = operator(params, loss_fn, data, batch_size=batch_size, mesh=mesh, ignore=ignore)
     layout = product.layout
     if not (k == 2 and which == "BE") and not 1 <= k <= layout.size:

@@ -38,6 +38,7 @@ def hvp(
     ``H v = d/dt grad L(params + t v)`` at t = 0, jvp of grad (Pearlmutter 1994), exact: the mean is over examples,
     whatever the batch size and the number of devices. Products of convolutions are in full float32 on every device.
 
+    >>> import jax.numpy as jnp
     >>> def loss(p, x):
     ...     return p["w"] ** 2 * x
     >>> product = hvp(loss, {"w": jnp.float32(1.0)}, jnp.array([1.0, 2.0, 3.0]))
@@ -88,6 +89,7 @@ def ggn_product(
     in the outputs (Schraudolph 2002): positive semidefinite for a convex loss, and the Hessian where the model is
     linear. For cross-entropy it is the Fisher information matrix.
 
+    >>> import jax.numpy as jnp
     >>> params = {"w": jnp.float32(3.0)}
     >>> product = ggn_product(lambda p, x: p["w"] * x, lambda y, x: y**2, params, jnp.array([1.0, 2.0]))
     >>> float(product({"w": jnp.float32(1.0)})["w"])

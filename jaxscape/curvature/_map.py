@@ -21,7 +21,7 @@ from jaxscape.curvature._product import Matvec, Product
 from jaxscape.data import num_examples
 from jaxscape.directions import Directions, as_key, on_grid
 from jaxscape.grid import Grid
-from jaxscape.lanczos import krylov
+from jaxscape.lanczos import check_options, krylov
 from jaxscape.provenance import provenance
 from jaxscape.store import Store
 from jaxscape.types import Data, Ignore, LossFn, Params
@@ -37,6 +37,10 @@ _TOLD = {
     "plane_max_eigenvalue": "largest curvature within the plane",
     "plane_hessian": "second derivatives of the loss in the coordinates",
 }
+
+
+_COLUMNS: dict[str, type] = dict.fromkeys(("min_eigenvalue", "max_eigenvalue", "ratio"), float)
+_COLUMNS |= {"min_residual": float, "max_residual": float, "converged": bool, "num_matvecs": int}
 
 
 class _Point(NamedTuple):
@@ -111,6 +115,7 @@ def eigenvalue_map(
             `lanczos` is out of its range, or the store holds another result.
         TypeError: A leaf of params is not floating.
     """
+    check_options(2, max_matvecs, tol, max_basis)
     options: dict[str, Any] = {"tol": tol, "max_matvecs": max_matvecs, "max_basis": max_basis}
 
     def at_point(product: Product, matvec: Matvec, keys: PRNGKeyArray, start: Array | None) -> _Point:
@@ -136,6 +141,7 @@ def eigenvalue_map(
     told = {"method": "lanczos", **options, "key": np.asarray(jax.random.key_data(as_key(key))).tolist()}
     result = _over_grid(
         at_point,
+        _COLUMNS,
         params,
         loss_fn,
         data,
@@ -207,6 +213,7 @@ def plane_hessian(
     """
     return _over_grid(
         lambda *_: _Point({}, None),
+        {},
         params,
         loss_fn,
         data,
@@ -237,6 +244,7 @@ def _sum(vectors: Array) -> Array:
 
 def _over_grid(
     at_point: Callable[..., _Point],
+    columns: Mapping[str, type],
     params: Params,
     loss_fn: LossFn,
     data: Data,
@@ -262,31 +270,36 @@ def _over_grid(
     coords = grid.points()[path]
     made = provenance(params, directions.basis, data)
     recipe = {**told, "fingerprint": made["fingerprint"], "ignore": str(ignore), "axes": [list(a) for a in grid.axes]}
-    kept = None if store is None else Store(store, recipe, len(path), CHAIN)
+    kept = None if store is None else _open(store, recipe, len(path))
     chains = [slice(i, min(i + CHAIN, len(path))) for i in range(0, len(path), CHAIN)]
     waiting = [chain for chain in chains if kept is None or not kept.done[chain].all()]
     mine = iter(waiting[jax.process_index() :: jax.process_count()])
     keys = jax.random.split(as_key(key), (len(path), 2))
-    rows: dict[int, dict[str, Any]] = {}
+    kinds = {**columns, "plane_min_eigenvalue": float, "plane_max_eigenvalue": float}
+    found = {name: np.zeros(len(path), kind) for name, kind in kinds.items()}
+    found["plane_hessian"] = np.zeros((len(path), len(directions), len(directions)))
     lock, stop = threading.Lock(), threading.Event()
 
     def work(group: Mesh, bar: Any) -> None:
-        with jax.default_device(group.local_devices[0]):
+        device = group.local_devices[0]
+        with jax.default_device(device):
+            origin, basis = jax.device_put((params, directions.basis), device)
             product = operator(params, loss_fn, data, batch_size=batch_size, mesh=group, ignore=ignore)[1]
+            vectors = [product.layout.extract(direction) for direction in Directions(basis)]
             for chain in _taken(mine, lock):
-                start, found = None, []
+                start = None
                 for i in range(chain.start, chain.stop):
                     if stop.is_set():
                         return
-                    matvec = product.at(_displace(params, directions.basis, coords[i]))
+                    matvec = product.at(_displace(origin, basis, coords[i]))
                     point = at_point(product, matvec, keys[i], start)
-                    plane = _plane(product, matvec, directions)
+                    plane = _plane(matvec, vectors)
                     start = point.start
-                    found.append({**point.values, **plane})
+                    for name, value in {**point.values, **plane}.items():
+                        found[name][i] = value
                     bar.update()
                 if kept is not None:
-                    kept.write(chain, {name: np.array([row[name] for row in found]) for name in found[0]})
-                rows.update(zip(range(chain.start, chain.stop), found, strict=True))
+                    kept.write(chain, {name: column[chain] for name, column in found.items()})
 
     groups = _groups(mesh)
     with engine.progress_bar(len(path), progress) as bar, ThreadPoolExecutor(len(groups)) as pool:
@@ -296,10 +309,9 @@ def _over_grid(
                 done.result()
         finally:
             stop.set()  # a failed or interrupted thread ends the others
-    columns = _joined(rows, kept, len(path))
     names = grid.names
     variables: dict[str, Any] = {}
-    for name, column in columns.items():
+    for name, column in _joined(found, kept).items():
         laid = np.empty_like(column)
         laid[path] = column
         dims = (*names, "row", "column")[: len(names) + column.ndim - 1]
@@ -316,6 +328,16 @@ def _over_grid(
         **made,
     }
     return xr.Dataset(variables, dict(zip(names, grid.axes, strict=True)), attrs)
+
+
+def _open(store: str | Path, recipe: Mapping[str, Any], rows: int) -> Store:
+    """The store, made by process 0; no process writes before all have seen what is done."""
+    opened = None if jax.process_index() else Store(store, recipe, rows, CHAIN)
+    for step in ("made", "seen"):
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"store {step}")
+        opened = opened or Store(store, recipe, rows, CHAIN)
+    return opened  # type: ignore[return-value]
 
 
 def _subset(data: Data, subset: int | None, seed: int) -> Data:
@@ -371,13 +393,16 @@ def _groups(mesh: Mesh | None) -> list[Mesh]:
 _displace = jax.jit(trees.displace)
 
 
-def _plane(product: Product, matvec: Matvec, directions: Directions) -> dict[str, np.ndarray]:
+@jax.jit
+def _inner(a: Array, b: Array) -> Array:
+    return jnp.vdot(a, b, precision="highest")
+
+
+def _plane(matvec: Matvec, vectors: list[Array]) -> dict[str, np.ndarray]:
     """Second derivatives in the coordinates, and the extreme curvatures along directions of length 1 in the plane."""
-    vectors = [product.layout.extract(direction) for direction in directions]
     images = [matvec(vector) for vector in vectors]
-    inner = jax.jit(lambda a, b: jnp.vdot(a, b, precision="highest"))
     hessian, metric = (
-        np.array([[float(inner(a, b)) for b in others] for a in vectors]) for others in (images, vectors)
+        np.array([[float(_inner(a, b)) for b in others] for a in vectors]) for others in (images, vectors)
     )
     hessian = (hessian + hessian.T) / 2
     lengths, axes = np.linalg.eigh(metric)
@@ -392,20 +417,18 @@ def _plane(product: Product, matvec: Matvec, directions: Directions) -> dict[str
     }
 
 
-def _joined(rows: dict[int, dict[str, Any]], kept: Store | None, total: int) -> dict[str, np.ndarray]:
-    """All points, of this call, of the store and of other processes."""
+def _joined(found: dict[str, np.ndarray], kept: Store | None) -> dict[str, np.ndarray]:
+    """All points: of the store, or of all processes, each of which has zeros where others were at work."""
     if kept is not None:
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("eigenvalue_map")
+            multihost_utils.sync_global_devices("all is written")
         return kept.read()
-    names = next(iter(rows.values())).keys()
-    mine = sorted(rows)
-    columns = {name: np.array([rows[i][name] for i in mine]) for name in names}
     if jax.process_count() == 1:
-        return columns
-    full = {}
-    for name, column in columns.items():
-        padded = np.zeros((total, *column.shape[1:]), column.dtype)
-        padded[mine] = column
-        full[name] = multihost_utils.process_allgather(padded).sum(0).astype(column.dtype)
-    return full
+        return found
+    return {name: np.asarray(_gathered(column)) for name, column in found.items()}
+
+
+def _gathered(column: np.ndarray) -> np.ndarray:
+    """What the one process that has a row has; as bytes, since JAX would round float64."""
+    parts = multihost_utils.process_allgather(column.view(np.uint8).reshape(len(column), -1))
+    return parts.max(0).reshape(-1).view(column.dtype).reshape(column.shape)

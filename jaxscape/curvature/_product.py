@@ -262,6 +262,9 @@ def _stacks(data: Data, batch_size: int, shares: int, per_example: bool, dtype: 
     """The data as batches of one size, the last of them padded with examples of weight 0.
 
     Where the loss is the mean of a batch no batch may be padded: what is left over is computed by every device alike.
+
+    Returns:
+        One stack, or two of different batch sizes.
     """
     examples = num_examples(data)
     if per_example:
@@ -292,16 +295,23 @@ def _bytes(tree: Any) -> int:
 
 
 def _free_bytes(mesh: Mesh) -> int:
-    """Of all devices of this process in the mesh."""
+    """Of all devices of this process in the mesh; those of a CPU share its memory."""
     stats = [device.memory_stats() for device in mesh.local_devices]
     if all(stats):
         return sum(s["bytes_limit"] - s["bytes_in_use"] for s in stats)
     pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf(pages)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf(pages) * len(stats) // jax.local_device_count()
 
 
 def choose_batch_size(form: Form, layout: Layout, params: Params, data: Data, per_example: bool) -> int:
-    """Examples of each device at a time: those whose linear function a CPU's cache holds, or 512 elsewhere.
+    """Examples of each device at a time: as many as a CPU's cache holds the linear function of, or 512 elsewhere.
+
+    Args:
+        form: The quadratic form.
+        layout: The leaves that it is taken in.
+        params: A point.
+        data: Arrays with a common leading example axis.
+        per_example: Whether the loss is one for each example.
 
     Returns:
         A power of two.

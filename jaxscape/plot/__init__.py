@@ -7,9 +7,22 @@ Nothing here computes a loss or touches global settings. Points that are not fin
 counted on the axes; points above ``loss_max`` are counted as well.
 """
 
+from jaxscape.plot._curvature import eigenvalue_map, spectrum
 from jaxscape.plot._curves import line, training_curves
 from jaxscape.plot._scale import levels
 from jaxscape.plot._style import save
 from jaxscape.plot._surfaces import compare, contour, contourf, heatmap, surface3d
 
-__all__ = ["compare", "contour", "contourf", "heatmap", "levels", "line", "save", "surface3d", "training_curves"]
+__all__ = [
+    "compare",
+    "contour",
+    "contourf",
+    "eigenvalue_map",
+    "heatmap",
+    "levels",
+    "line",
+    "save",
+    "spectrum",
+    "surface3d",
+    "training_curves",
+]

@@ -9,11 +9,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from mpl_toolkits.mplot3d import Axes3D
 
-from jaxscape.plot._field import Field
+from jaxscape.plot._field import SIGNED, Field
 from jaxscape.plot._scale import Scale
 from jaxscape.plot._style import count_note, join_notes, number
 
-CMAP = "viridis"
+CMAP, DIVERGING = "viridis", "RdBu_r"
 
 
 def draw(kind: str, ax: Axes, one: Field, scale: Scale) -> str:
@@ -49,8 +49,14 @@ def _draw_contourf(ax: Axes, one: Field, scale: Scale) -> str:
 def _draw_heatmap(ax: Axes, one: Field, scale: Scale) -> str:
     _hatch(ax, one)
     z = np.ma.masked_invalid(_floored(one.z, scale))
-    ax.pcolormesh(_edges(one.x), _edges(one.y), z, norm=scale.norm(), cmap=CMAP, rasterized=True)
-    return ""
+    ax.pcolormesh(_edges(one.x), _edges(one.y), z, norm=scale.norm(), cmap=_cmap(one), rasterized=True)
+    rows, columns = np.nonzero(one.unconverged)
+    ax.plot(one.x[columns], one.y[rows], ".", color="0.2", ms=2)
+    return count_note(one.unconverged, "not converged (dots)")
+
+
+def _cmap(one: Field) -> str:
+    return DIVERGING if one.metric == SIGNED else CMAP
 
 
 def _draw_surface3d(ax: Axes, one: Field, scale: Scale) -> str:
@@ -93,7 +99,7 @@ def colour_bar(axes: list[Axes], one: Field, scale: Scale) -> None:
     """One colour bar for all these axes; its ticks are levels, its label says what they measure."""
     ticks = _ticks(scale)
     space = {"pad": 0.1, "shrink": 0.7} if axes[0].name == "3d" else {}
-    bar = axes[0].figure.colorbar(ScalarMappable(scale.norm(), CMAP), ax=axes, extend=scale.extend, **space)  # type: ignore[arg-type]
+    bar = axes[0].figure.colorbar(ScalarMappable(scale.norm(), _cmap(one)), ax=axes, extend=scale.extend, **space)  # type: ignore[arg-type]
     bar.set_ticks(list(ticks), labels=[number(v) for v in ticks])
     bar.ax.minorticks_off()
     bar.set_label(one.labels[2] + (", log scale" if scale.log else ""))

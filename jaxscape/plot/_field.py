@@ -7,6 +7,15 @@ import xarray as xr
 
 # Metrics that loss_fn gives as fractions of the examples; they are shown in percent, on a linear scale.
 FRACTIONS = ("accuracy", "error")
+# Eigenvalues of a map, which may not have converged; the last changes its sign where the Hessian is indefinite.
+SIGNED = "signed_ratio"
+_EIGENVALUES = ("min_eigenvalue", "max_eigenvalue", "ratio", SIGNED)
+_LABELS = {
+    "min_eigenvalue": r"$\lambda_{\min}$",
+    "max_eigenvalue": r"$\lambda_{\max}$",
+    "ratio": r"$|\lambda_{\min} / \lambda_{\max}|$",
+    SIGNED: r"$\lambda_{\min} / \lambda_{\max}$",
+}
 _GREEK = {"alpha": r"$\alpha$", "beta": r"$\beta$"}
 _RANK = {"alpha": 0, "beta": 1}  # the axes of a volume follow: axis2, axis3, ...
 
@@ -20,6 +29,8 @@ class Field(NamedTuple):
         z: Values, shape ``(len(y), len(x))``, NaN where the result is not finite.
         labels: Of x, y and z.
         title: Of the picture, or empty.
+        metric: What the values are.
+        unconverged: Where they are eigenvalues beyond the tolerance asked for.
     """
 
     x: np.ndarray
@@ -27,6 +38,8 @@ class Field(NamedTuple):
     z: np.ndarray
     labels: tuple[str, str, str]
     title: str
+    metric: str
+    unconverged: np.ndarray
 
     @property
     def bad(self) -> np.ndarray:
@@ -64,7 +77,11 @@ def field(result: xr.Dataset, metric: str) -> Field:
     dim_x, dim_y = array.dims
     z = np.where(np.isfinite(array.values), array.values, np.nan).T  # result[i, j] is at x = alpha[i], y = beta[j]
     labels = (axis_label(result, dim_x), axis_label(result, dim_y), metric_label(metric))
-    return Field(array[dim_x].values, array[dim_y].values, z, labels, str(result.attrs.get("title", "")))
+    unconverged = np.zeros(z.shape, bool)
+    if metric in _EIGENVALUES and "converged" in result:
+        unconverged = np.isfinite(z) & (pick(result, "converged").values.T == 0)
+    title = str(result.attrs.get("title", ""))
+    return Field(array[dim_x].values, array[dim_y].values, z, labels, title, metric, unconverged)
 
 
 def pick(result: xr.Dataset, metric: str) -> xr.DataArray:
@@ -104,4 +121,4 @@ def axis_label(result: xr.Dataset, dim: Any) -> str:
 
 def metric_label(metric: str) -> str:
     """The metric with its unit."""
-    return f"{metric} (%)" if metric in FRACTIONS else metric.replace("_", " ")
+    return f"{metric} (%)" if metric in FRACTIONS else _LABELS.get(metric, metric.replace("_", " "))

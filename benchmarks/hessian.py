@@ -1,0 +1,173 @@
+"""Products with the Hessian against PyTorch's double backward, and an eigenvalue map against SciPy's `eigsh`, in turns.
+
+    python -m benchmarks.hessian [CASE ...] [--turns 5] [--seconds 4]
+
+Products: ResNet-20 in evaluation mode, 256 images of 32x32 pixels or 1024 digits in memory; PyTorch's best of
+contiguous and channels-last memory and batch sizes 32, 128 and 256. Both must give the same product to 1e-3.
+
+Map (`map`): 11x11 points of a filter-normalized plane around a trained ResNet-20, 512 digits, both ends to a residual
+of 1 %; SciPy calls ARPACK twice at each point, once for each end, on the same compiled product. One turn takes minutes.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.sparse.linalg
+import torch
+from jax.flatten_util import ravel_pytree
+from torch.nn import functional as F  # noqa: N812
+
+import jaxscape as js
+from benchmarks import cases, problems, torch_loop
+from benchmarks.exact import seconds
+from jaxscape import trees
+from jaxscape.curvature._hvp import operator
+
+CASES = ("resnet20-8", "resnet20-32", "map")
+
+
+def theirs(
+    net: torch.nn.Module, data: js.datasets.Split, v: dict[str, torch.Tensor], layout: torch.memory_format, batch: int
+) -> Callable[[], dict[str, torch.Tensor]]:
+    """One product over all of the data by double backward."""
+    images = torch.from_numpy(data.images.transpose(0, 3, 1, 2).copy()).contiguous(memory_format=layout)
+    labels = torch.from_numpy(np.asarray(data.labels)).long()
+    net = net.to(memory_format=layout).eval()
+    names, weights = zip(*net.named_parameters(), strict=True)
+    along = [v[name].contiguous(memory_format=layout) if v[name].ndim == 4 else v[name] for name in names]
+
+    def product() -> dict[str, torch.Tensor]:
+        total = [torch.zeros_like(w) for w in weights]
+        for i in range(0, len(labels), batch):
+            loss = F.cross_entropy(net(images[i : i + batch]), labels[i : i + batch], reduction="sum")
+            grads = torch.autograd.grad(loss, weights, create_graph=True)
+            for t, h in zip(total, torch.autograd.grad(grads, weights, grad_outputs=along), strict=True):
+                t += h / len(labels)
+        return dict(zip(names, total, strict=True))
+
+    return product
+
+
+def products(size: str, turns: int, budget: float) -> dict[str, Any]:
+    """One row of the table of products."""
+    data = js.datasets.load("digits")[0] if size == "8" else problems.random_images(256)
+    data = js.datasets.Split(*(x[:1024] for x in data))
+    params, stats, loss_fn = problems.initialized("resnet20", data)
+    flat, unravel = ravel_pytree(params)
+    v = jax.random.normal(jax.random.key(0), flat.shape)
+    programs: dict[str, Callable[[], Any]] = {}
+    for name, keep in (("ours", None), ("not linearized", False)):
+        product = operator(params, loss_fn, data, batch_size="auto", mesh=None, ignore=None, linearize=keep)[1]
+        matvec = product.at(params)
+        programs[name] = lambda m=matvec: jax.block_until_ready(m(v))
+    first = seconds(programs["ours"])[0]
+    expected = torch_loop.tensors(unravel(programs["ours"]()))
+    along = torch_loop.tensors(unravel(v))
+    torch_programs = {}
+    for layout in ("contiguous_format", "channels_last"):
+        for batch in (32, 128, 256):
+            net = torch_loop.ResNet(20, data.images.shape[-1])
+            net.load_state_dict(torch_loop.tensors(params) | torch_loop.tensors(stats), strict=False)
+            torch_programs[f"{layout} {batch}"] = theirs(net, data, along, getattr(torch, layout), batch)
+    for product in torch_programs.values():
+        found = product()
+        apart = sum(float((found[name] - expected[name]).norm()) ** 2 for name in expected) ** 0.5
+        assert apart < 1e-3 * sum(float(x.norm()) ** 2 for x in expected.values()) ** 0.5, apart
+    tried = {name: min(seconds(product)[0] for _ in range(2)) for name, product in torch_programs.items()}
+    best = min(tried, key=lambda name: tried[name])
+    programs |= {"PyTorch": torch_programs[best]}
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for run in programs.values():
+        run()
+    for _ in range(turns):
+        for name, run in programs.items():
+            repeats = max(1, round(budget / seconds(run)[0]))
+            times[name].append(seconds(lambda run=run, repeats=repeats: [run() for _ in range(repeats)])[0] / repeats)
+    rate = {name: len(data.labels) / statistics.median(spent) for name, spent in times.items()}
+
+    def ratio(name: str) -> str:
+        return f"{statistics.median(b / a for a, b in zip(times['ours'], times[name], strict=True)):.2f}"
+
+    return {
+        "case": f"resnet20-{size}",
+        "images/s": round(rate["ours"]),
+        "not linearized": f"{rate['not linearized']:.0f} (ratio {ratio('not linearized')})",
+        "PyTorch best": f"{rate['PyTorch']:.0f} ({best})",
+        "ratio": ratio("PyTorch"),
+        "first call s": f"{first:.1f}",
+    }
+
+
+def scipy_map(
+    run: Any, directions: js.Directions, grid: js.Grid, data: Any, tol: float
+) -> tuple[np.ndarray, int, float]:
+    """Both ends at every point; products made, and the largest relative residual."""
+    params, product = operator(run.params, run.loss_fn, data, batch_size="auto", mesh=None, ignore=None)
+    displace, size = jax.jit(trees.displace), product.layout.size
+    values, count, worst = [], 0, 0.0
+    rng = np.random.default_rng(0)
+    for coords in grid.points():
+        matvec = product.at(displace(params, directions.basis, coords))
+
+        def counting(v: np.ndarray, matvec: Any = matvec) -> np.ndarray:
+            nonlocal count
+            count += 1
+            return np.asarray(matvec(np.asarray(v, np.float32).ravel()))
+
+        linear = scipy.sparse.linalg.LinearOperator((size, size), matvec=counting, dtype=np.float32)
+        for which in ("SA", "LA"):
+            v0 = rng.normal(size=size).astype(np.float32)
+            (value,), vector = scipy.sparse.linalg.eigsh(linear, k=1, which=which, tol=tol, v0=v0)
+            values.append(value)
+            if len(values) <= 8:  # the first points only: it is not part of ARPACK's work
+                image = np.asarray(matvec(vector[:, 0]))
+                worst = max(worst, np.linalg.norm(image - value * vector[:, 0]) / abs(value))
+    return np.reshape(values, (*grid.shape, 2)), count, worst
+
+
+def maps(turns: int) -> dict[str, Any]:
+    """The row of the map."""
+    run = problems.trained("resnet20")
+    data = js.datasets.Split(*(x[:512] for x in run.data))
+    directions, grid = js.random_directions(0, run.params), js.Grid.plane((-1, 1, 11), (-1, 1, 11))
+
+    def ours(grid: js.Grid = grid) -> Any:
+        return js.eigenvalue_map(
+            run.params, run.loss_fn, data, directions=directions, grid=grid, tol=1e-2, progress=False
+        )
+
+    small = js.Grid.plane((-1, 1, 2), (-1, 1, 2))
+    ours(small), scipy_map(run, directions, small, data, 1e-2)  # compiles
+    pairs = []
+    for _ in range(turns):
+        own, result = seconds(ours)
+        begin = time.perf_counter()
+        values, count, worst = scipy_map(run, directions, grid, data, 1e-2)
+        pairs.append((own, time.perf_counter() - begin))
+    both = np.stack([result.min_eigenvalue, result.max_eigenvalue], axis=-1)
+    residuals = np.stack([result.min_residual, result.max_residual], axis=-1) / np.abs(both)
+    return {
+        "case": "map",
+        "seconds": " ".join(f"{a:.0f}" for a, _ in pairs),
+        "SciPy seconds": " ".join(f"{b:.0f}" for _, b in pairs),
+        "ratio": f"{statistics.median(a / b for a, b in pairs):.2f}",
+        "products": int(result.num_matvecs.sum()),
+        "SciPy products": count,
+        "median, largest residual": f"{np.median(residuals):.1e}, {residuals.max():.1e}",
+        "unconverged": result.attrs["unconverged_points"],
+        "SciPy largest residual of 4 points": f"{worst:.1e}",
+        "largest difference": f"{np.max(np.abs(both - values) / np.abs(values)):.1e}",
+    }
+
+
+def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
+    """One row."""
+    return maps(turns) if case == "map" else products(case.partition("-")[2], turns, budget)
+
+
+if __name__ == "__main__":
+    cases.run(measure, CASES, __doc__)

@@ -1,0 +1,280 @@
+"""Both ends of the Hessian's spectrum over a plane, against dense Hessians at every point; stored and resumed."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
+
+import jaxscape as js
+from jaxscape import trees
+from jaxscape.curvature import _map
+from jaxscape.store import Store
+from tests.problems import classification_data, cross_entropy, launch, mlp_apply, mlp_params
+
+PARAMS, DATA = mlp_params(), classification_data()
+GRID = js.Grid((np.array([-0.5, 0.0, 1.0]), np.linspace(0, 1, 4)))
+
+
+def loss_fn(params, batch):
+    return cross_entropy(mlp_apply(params, batch[0]), batch[1])
+
+
+def directions():
+    return js.random_directions(1, PARAMS)
+
+
+def mapped(**options):
+    given = {"directions": directions(), "grid": GRID, "tol": 1e-8, "max_matvecs": 300, "progress": False} | options
+    return js.eigenvalue_map(PARAMS, loss_fn, DATA, **given)
+
+
+def dense(coords, data=DATA):
+    flat, unravel = ravel_pytree(trees.displace(PARAMS, directions().basis, jnp.asarray(coords)))
+    return np.asarray(jax.hessian(lambda f: jnp.mean(loss_fn(unravel(f), data)))(flat))
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return mapped()
+
+
+def test_every_point_equals_the_dense_hessian(whole):
+    basis = np.stack([ravel_pytree(d)[0] for d in directions()])
+    orthonormal = np.linalg.qr(basis.T)[0]
+    assert whole.sizes == {"alpha": 3, "beta": 4, "row": 2, "column": 2}
+    for i, a in enumerate(GRID.axes[0]):
+        for j, b in enumerate(GRID.axes[1]):
+            matrix, at = dense((a, b)), whole.isel(alpha=i, beta=j)
+            values = np.linalg.eigvalsh(matrix)
+            np.testing.assert_allclose([at.min_eigenvalue, at.max_eigenvalue], values[[0, -1]], rtol=1e-8)
+            np.testing.assert_allclose(at.ratio, abs(values[0] / values[-1]), rtol=1e-8)
+            assert at.min_residual <= 1e-8 * abs(values[0])
+            np.testing.assert_allclose(at.plane_hessian, basis @ matrix @ basis.T, rtol=1e-9, atol=1e-12)
+            within = np.linalg.eigvalsh(orthonormal.T @ matrix @ orthonormal)
+            np.testing.assert_allclose([at.plane_min_eigenvalue, at.plane_max_eigenvalue], within, rtol=1e-9)
+    assert whole.converged.all()
+    assert whole.attrs["unconverged_points"] == whole.attrs["nonfinite_points"] == 0
+
+
+def test_a_plane_never_exceeds_the_full_space(whole):
+    assert (whole.plane_min_eigenvalue >= whole.min_eigenvalue).all()
+    assert (whole.plane_max_eigenvalue <= whole.max_eigenvalue).all()
+
+
+def test_the_plane_alone(whole):
+    found = js.plane_hessian(PARAMS, loss_fn, DATA, directions=directions(), grid=GRID, progress=False)
+    assert set(found) == {"plane_hessian", "plane_min_eigenvalue", "plane_max_eigenvalue"}
+    for name in found:
+        np.testing.assert_allclose(found[name], whole[name], rtol=1e-12)
+
+
+def test_second_differences_of_the_surface_are_the_planes_hessian(whole):
+    step = 1e-4
+    grid = js.Grid.plane((-step, step, 3), (-step, step, 3))
+    z = js.surface(PARAMS, loss_fn, DATA, directions=directions(), grid=grid, progress=False).loss.values
+    mixed = (z[2, 2] - z[2, 0] - z[0, 2] + z[0, 0]) / 4
+    expected = np.array([[z[0, 1] - 2 * z[1, 1] + z[2, 1], mixed], [mixed, z[1, 0] - 2 * z[1, 1] + z[1, 2]]]) / step**2
+    found = whole.sel(alpha=0, beta=0).plane_hessian
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 4), (8, 1)])
+def test_devices_do_not_matter(whole, shape):
+    mesh = Mesh(np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape), ("points", "data"))
+    found = mapped(mesh=mesh)
+    for name in ("min_eigenvalue", "max_eigenvalue", "plane_hessian"):
+        np.testing.assert_allclose(found[name], whole[name], rtol=1e-9, atol=1e-12)
+    if shape[1] == 1:
+        xr.testing.assert_identical(found.drop_attrs(), whole.drop_attrs())
+
+
+def test_params_that_are_tied_to_a_device(whole):
+    tied = jax.device_put(PARAMS, jax.devices()[3])
+    found = js.eigenvalue_map(
+        tied, loss_fn, DATA, directions=directions(), grid=GRID, tol=1e-8, max_matvecs=300, progress=False
+    )
+    xr.testing.assert_identical(found.drop_attrs(), whole.drop_attrs())
+
+
+def test_a_neighbours_vectors_save_products(monkeypatch):
+    grid = js.Grid((np.linspace(0, 0.1, 8),))
+    one = {"directions": directions()[:1], "grid": grid, "tol": 1e-2}
+    warm = mapped(**one)
+    monkeypatch.setattr(_map, "CHAIN", 1)
+    cold = mapped(**one)
+    assert warm.num_matvecs[1:].sum() < 0.9 * cold.num_matvecs[1:].sum()
+    np.testing.assert_allclose(warm.max_eigenvalue, cold.max_eigenvalue, rtol=2e-2)
+
+
+def test_chains_go_from_neighbour_to_neighbour():
+    for shape in ((3, 4), (2, 3, 2), (5,), (1, 1)):
+        path = np.stack(np.unravel_index(_map._snake(shape), shape), axis=1)
+        assert len(np.unique(path, axis=0)) == len(path) == np.prod(shape)
+        assert (np.abs(np.diff(path, axis=0)).sum(1) == 1).all()
+
+
+def test_a_subset_is_seeded_and_told():
+    found = mapped(subset=10, seed=3)
+    rows = np.sort(np.random.default_rng(3).choice(23, 10, replace=False))
+    values = np.linalg.eigvalsh(dense((0.0, 0.0), tuple(x[rows] for x in DATA)))
+    np.testing.assert_allclose(found.max_eigenvalue.sel(alpha=0, beta=0), values[-1], rtol=1e-8)
+    assert found.attrs["subset"] == "10 examples drawn with seed 3"
+    assert found.attrs["num_examples"] == 10
+
+
+def test_without_biases():
+    found = mapped(ignore="bias_norm")
+    kept = np.concatenate([np.full(leaf.size, leaf.ndim > 1) for leaf in jax.tree.leaves(PARAMS)])
+    values = np.linalg.eigvalsh(dense((1.0, 1.0))[np.ix_(kept, kept)])
+    np.testing.assert_allclose(found.min_eigenvalue.sel(alpha=1, beta=1), values[0], rtol=1e-8)
+
+
+def test_what_is_not_finite_or_not_converged_is_counted():
+    def steep(params, batch):
+        value = loss_fn(params, batch)
+        return jnp.where(params["layer0"]["bias"][0] > 0.9, jnp.nan, 1.0) * value
+
+    direction = jax.tree.map(jnp.zeros_like, PARAMS)
+    direction["layer0"]["bias"] = direction["layer0"]["bias"].at[0].set(1.0)
+    grid = js.Grid.line(0, 1, 4)
+    found = js.eigenvalue_map(PARAMS, steep, DATA, directions=direction, grid=grid, max_matvecs=5, progress=False)
+    assert found.attrs["nonfinite_points"] == np.isnan(found.max_eigenvalue).sum() == 1
+    assert found.attrs["unconverged_points"] == 3
+    assert not found.converged.any()
+    assert np.isnan(found.plane_max_eigenvalue[-1])
+
+
+def test_a_killed_map_goes_on(tmp_path, whole, monkeypatch):
+    path, seen = tmp_path / "map.zarr", []
+    one = Mesh(np.array(jax.devices()[:1]), ("points",))
+    plain = Store.write
+
+    def dies(self, rows, values):
+        if seen:
+            raise KeyboardInterrupt
+        plain(self, rows, values)
+        seen.append(rows)
+
+    monkeypatch.setattr(Store, "write", dies)
+    with pytest.raises(KeyboardInterrupt):
+        mapped(store=path, mesh=one)
+    monkeypatch.setattr(Store, "write", lambda self, rows, values: (seen.append(rows), plain(self, rows, values)))
+    found = mapped(store=path, mesh=one)
+    assert [(s.start, s.stop) for s in seen] == [(0, 8), (8, 12)]  # nothing was computed twice
+    xr.testing.assert_identical(found.drop_attrs(), whole.drop_attrs())
+    again = mapped(store=path, mesh=one)
+    assert len(seen) == 2
+    xr.testing.assert_identical(again.drop_attrs(), whole.drop_attrs())
+
+
+def test_a_store_of_another_result_is_refused(tmp_path):
+    path = tmp_path / "map.zarr"
+    options = {"directions": directions()[:1], "grid": js.Grid.line(0, 1, 2), "store": path}
+    mapped(**options)
+    with pytest.raises(ValueError, match="holds another result: tol is 1e-08 there and 0.01 here"):
+        mapped(**options, tol=1e-2)
+    with pytest.raises(ValueError, match="fingerprint is"):
+        mapped(**options, subset=20)
+    other = tmp_path / "folder"
+    other.mkdir()
+    with pytest.raises(ValueError, match="is no zarr folder"):
+        mapped(**{**options, "store": other})
+
+
+def test_store_keeps_blocks(tmp_path):
+    store = Store(tmp_path / "s.zarr", {"seed": 1}, 5, 2)
+    store.write(slice(2, 4), {"x": np.array([[1.0, 2], [3, 4]]), "ok": np.array([True, False])})
+    again = Store(tmp_path / "s.zarr", {"seed": 1}, 5, 2)
+    assert again.done.tolist() == [False, False, True, True, False]
+    np.testing.assert_array_equal(again.read()["x"][2:4], [[1, 2], [3, 4]])
+    assert again.read()["ok"].dtype == bool
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"subset": 24}, "subset is 24, expected between 1 and the 23 examples"),
+        ({"subset": 0}, "subset is 0, expected"),
+        ({"grid": js.Grid.line()}, "grid has 1 axes for 2 directions"),
+        ({"max_basis": 2}, "max_basis is 2, expected at least 5"),
+        ({"tol": -1.0}, "tol is -1.0"),
+        ({"ignore": "all"}, "ignore is 'all'"),
+    ],
+)
+def test_bad_calls(options, match):
+    with pytest.raises(ValueError, match=match):
+        mapped(**options)
+
+
+MEMORY = """
+import resource, threading, time
+import jax, jax.numpy as jnp, numpy as np
+import jaxscape as js
+width, rows = 5196, 2
+params = {name: jnp.full((width, width), 1e-3) for name in ("a", "b")}  # 54 million
+data = np.random.default_rng(0).normal(size=(rows, width)).astype(np.float32)
+def loss_fn(p, x):
+    return jnp.mean((jnp.tanh(x @ p["a"]) @ p["b"] - 1) ** 2, axis=1)
+directions = js.random_directions(0, params, num=1, norm="dlayer")
+grid = js.Grid.line(0, 1, 3)
+size = sum(x.nbytes for x in params.values())
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+jax.block_until_ready((params, directions))
+before, peak = held() - 2 * size, [0]  # without params and directions
+def watch():
+    while True:
+        peak[0] = max(peak[0], held())
+        time.sleep(0.002)
+threading.Thread(target=watch, daemon=True).start()
+options = dict(directions=directions, grid=grid, max_basis=8, max_matvecs=20, progress=False)
+ds = js.eigenvalue_map(params, loss_fn, data, **options)
+print((peak[0] - before) / size, int(ds.num_matvecs.max()))
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_by_the_basis():
+    out = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=600)
+    times, matvecs = map(float, out.stdout.split())
+    assert matvecs > 8  # it restarted
+    assert times < 8 + 6
+
+
+WORKER = """
+import sys
+import numpy as np
+import jax
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+port, num, index, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+jax.distributed.initialize(f"127.0.0.1:{port}", num, index, heartbeat_timeout_seconds=10)
+import jaxscape as js
+from tests.test_eigenvalue_map import DATA, PARAMS, directions, loss_fn, mapped
+plain, stored = mapped(), mapped(store=f"{out}/map.zarr")
+one = mapped(directions=directions()[:1], grid=js.Grid.line(0, 1, 2))  # fewer chains than processes
+ends = js.extreme_eigenvalues(PARAMS, loss_fn, DATA, tol=1e-9, max_matvecs=300, progress=False)
+names = "min_eigenvalue", "max_eigenvalue", "num_matvecs", "plane_hessian"
+np.savez(f"{out}/{index}.npz", one=one.max_eigenvalue, end=ends.max_eigenvalue,
+         **{n: plain[n] for n in names}, **{f"stored_{n}": stored[n] for n in names})
+"""
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_same_everywhere(tmp_path, whole):
+    processes = launch(2, tmp_path, WORKER)
+    told = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    for i in range(2):
+        found = np.load(tmp_path / f"{i}.npz")
+        for name in ("min_eigenvalue", "max_eigenvalue", "num_matvecs", "plane_hessian"):
+            np.testing.assert_array_equal(found[name], whole[name])
+            np.testing.assert_array_equal(found[f"stored_{name}"], whole[name])
+        np.testing.assert_allclose(found["one"][0], found["end"], rtol=1e-7)

@@ -33,8 +33,8 @@ docs/contours.png: demo
 # The paper's figure 7 for the same networks: both ends of the Hessian's spectrum over the planes of the demo.
 HESSIAN := --points 11 --subset 256 --weights-only
 docs/eigenvalues.png: demo
-	$(BIN)/jaxscape hessian demo/resnet56 $(HESSIAN) --spectrum
-	$(BIN)/jaxscape hessian demo/resnet56_noshort $(HESSIAN) --spectrum
+	$(BIN)/jaxscape hessian demo/resnet56 $(HESSIAN)
+	$(BIN)/jaxscape hessian demo/resnet56_noshort $(HESSIAN)
 	$(BIN)/jaxscape plot demo/resnet56/hessian.zarr demo/resnet56_noshort/hessian.zarr --out $@
 
 test: env

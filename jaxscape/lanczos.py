@@ -176,6 +176,7 @@ def krylov(
     """
     check_options(num, max_matvecs, tol, max_basis)
     space = _empty(first, key, min(max_basis - 1, first.shape[0]))
+    del first
     kept: dict[str, Any] = {"num": num, "which": which}
     options: dict[str, Any] = {**kept, "tol": tol}
 

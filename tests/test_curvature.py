@@ -180,17 +180,17 @@ def test_half_precision_params_have_float32_products():
     assert {leaf.dtype for leaf in jax.tree.leaves(image)} == {jnp.dtype("float32")}
 
 
-def test_linear_functions_are_kept_where_memory_allows(monkeypatch):
-    _, loss_fn, params, data = problem("mlp")
-    for free, keeps in ((1e9, True), (1e3, False)):
-        monkeypatch.setattr(_product, "_free_bytes", lambda _, free=free: free)
-        kept = []
-        monkeypatch.setattr(
-            _product.Product, "_keeps", lambda self, p, k=kept, f=_product.Product._keeps: k.append(f(self, p)) or k[-1]
-        )
-        js.hvp(loss_fn, params, data)
-        monkeypatch.undo()
-        assert kept == [keeps]
+@pytest.mark.parametrize(
+    ("name", "free", "keeps"), [("convolutions", 1e9, True), ("convolutions", 1e3, False), ("mlp", 1e9, False)]
+)
+def test_linear_functions_are_kept_where_memory_allows(monkeypatch, name, free, keeps):
+    _, loss_fn, params, data = problem(name)
+    made = []
+    choose = _product.Product._keeps
+    monkeypatch.setattr(_product, "_free_bytes", lambda _: free)
+    monkeypatch.setattr(_product.Product, "_keeps", lambda self, p: made.append(choose(self, p)) or made[-1])
+    js.hvp(loss_fn, params, data, mesh=mesh(1), batch_size=23 if name == "convolutions" else 1)
+    assert made == [keeps]
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, squared_error])

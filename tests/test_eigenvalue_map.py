@@ -244,7 +244,7 @@ def test_memory_is_bounded_by_the_basis():
     out = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=600)
     times, matvecs = map(float, out.stdout.split())
     assert matvecs > 8  # it restarted
-    assert times < 8 + 6
+    assert times < 8 + 9  # 16.6 when it was written: the basis, params, direction, point, and 5.6 for the product
 
 
 WORKER = """

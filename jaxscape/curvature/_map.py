@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from jaxscape import engine, trees
 from jaxscape.curvature._hvp import operator
+from jaxscape.curvature._layout import Layout
 from jaxscape.curvature._product import Matvec, Product
 from jaxscape.data import num_examples
 from jaxscape.directions import Directions, as_key, on_grid
@@ -41,13 +42,6 @@ _TOLD = {
 
 _COLUMNS: dict[str, type] = dict.fromkeys(("min_eigenvalue", "max_eigenvalue", "ratio"), float)
 _COLUMNS |= {"min_residual": float, "max_residual": float, "converged": bool, "num_matvecs": int}
-
-
-class _Point(NamedTuple):
-    """Where the next point starts from."""
-
-    values: dict[str, Any]
-    start: Array | None
 
 
 def eigenvalue_map(
@@ -118,15 +112,14 @@ def eigenvalue_map(
     check_options(2, max_matvecs, tol, max_basis)
     options: dict[str, Any] = {"tol": tol, "max_matvecs": max_matvecs, "max_basis": max_basis}
 
-    def at_point(product: Product, matvec: Matvec, keys: PRNGKeyArray, start: Array | None) -> _Point:
-        first = jax.random.normal(keys[0], (product.layout.size,), product.layout.dtype)
-        if start is not None:
-            first = _warm(start, first)
-        pairs = krylov(matvec, first, keys[1], num=2, which="BE", **options)
+    def at_point(layout: Layout, matvec: Matvec, keys: PRNGKeyArray, start: list[Array]) -> dict[str, Any]:
+        pairs = krylov(matvec, _first(layout, keys[0], start), keys[1], num=2, which="BE", **options)
         (low, high), (low_residual, high_residual) = np.asarray(pairs.values), np.asarray(pairs.residuals)
         with np.errstate(all="ignore"):
             ratio = np.abs(np.float64(low) / np.float64(high))
-        values = {
+        if np.isfinite([low, high]).all():
+            start.append(_sum(pairs.vectors))
+        return {
             "min_eigenvalue": low,
             "max_eigenvalue": high,
             "ratio": ratio,
@@ -135,8 +128,6 @@ def eigenvalue_map(
             "converged": bool(pairs.converged.all()),
             "num_matvecs": int(pairs.num_matvecs),
         }
-        following = _sum(pairs.vectors) if np.isfinite([low, high]).all() else None
-        return _Point(values, following)
 
     told = {"method": "lanczos", **options, "key": np.asarray(jax.random.key_data(as_key(key))).tolist()}
     result = _over_grid(
@@ -212,7 +203,7 @@ def plane_hessian(
         TypeError: As in `eigenvalue_map`.
     """
     return _over_grid(
-        lambda *_: _Point({}, None),
+        lambda *_: {},
         {},
         params,
         loss_fn,
@@ -231,6 +222,12 @@ def plane_hessian(
     )
 
 
+def _first(layout: Layout, key: PRNGKeyArray, start: list[Array]) -> Array:
+    """The first vector of a point, from its neighbour's if there is one, which is taken out: a basis needs the room."""
+    noise = jax.random.normal(key, (layout.size,), layout.dtype)
+    return _warm(start.pop(), noise) if start else noise
+
+
 @jax.jit
 def _warm(start: Array, noise: Array) -> Array:
     """A neighbour's eigenvectors, and a tenth of noise so that no eigenvector can be missing."""
@@ -243,7 +240,7 @@ def _sum(vectors: Array) -> Array:
 
 
 def _over_grid(
-    at_point: Callable[..., _Point],
+    at_point: Callable[..., dict[str, Any]],
     columns: Mapping[str, type],
     params: Params,
     loss_fn: LossFn,
@@ -276,7 +273,7 @@ def _over_grid(
     mine = iter(waiting[jax.process_index() :: jax.process_count()])
     keys = jax.random.split(as_key(key), (len(path), 2))
     kinds = {**columns, "plane_min_eigenvalue": float, "plane_max_eigenvalue": float}
-    found = {name: np.zeros(len(path), kind) for name, kind in kinds.items()}
+    found: dict[str, np.ndarray] = {name: np.zeros(len(path), kind) for name, kind in kinds.items()}
     found["plane_hessian"] = np.zeros((len(path), len(directions), len(directions)))
     lock, stop = threading.Lock(), threading.Event()
 
@@ -285,17 +282,13 @@ def _over_grid(
         with jax.default_device(device):
             origin, basis = jax.device_put((params, directions.basis), device)
             product = operator(params, loss_fn, data, batch_size=batch_size, mesh=group, ignore=ignore)[1]
-            vectors = [product.layout.extract(direction) for direction in Directions(basis)]
             for chain in _taken(mine, lock):
-                start = None
+                start: list[Array] = []
                 for i in range(chain.start, chain.stop):
                     if stop.is_set():
                         return
-                    matvec = product.at(_displace(origin, basis, coords[i]))
-                    point = at_point(product, matvec, keys[i], start)
-                    plane = _plane(matvec, vectors)
-                    start = point.start
-                    for name, value in {**point.values, **plane}.items():
+                    point = _displace(origin, basis, coords[i])
+                    for name, value in _visit(at_point, product, point, Directions(basis), keys[i], start).items():
                         found[name][i] = value
                     bar.update()
                 if kept is not None:
@@ -398,8 +391,22 @@ def _inner(a: Array, b: Array) -> Array:
     return jnp.vdot(a, b, precision="highest")
 
 
-def _plane(matvec: Matvec, vectors: list[Array]) -> dict[str, np.ndarray]:
+def _visit(
+    at_point: Callable[..., dict[str, Any]],
+    product: Product,
+    point: Params,
+    directions: Directions,
+    keys: PRNGKeyArray,
+    start: list[Array],
+) -> dict[str, Any]:
+    """All there is to know of a point; what it took is gone before the next one."""
+    matvec = product.at(point)
+    return {**at_point(product.layout, matvec, keys, start), **_plane(product.layout, matvec, directions)}
+
+
+def _plane(layout: Layout, matvec: Matvec, directions: Directions) -> dict[str, np.ndarray]:
     """Second derivatives in the coordinates, and the extreme curvatures along directions of length 1 in the plane."""
+    vectors = [layout.extract(direction) for direction in directions]
     images = [matvec(vector) for vector in vectors]
     hessian, metric = (
         np.array([[float(_inner(a, b)) for b in others] for a in vectors]) for others in (images, vectors)

@@ -224,7 +224,10 @@ class Product:
             return self._linearize
         shapes = [jax.eval_shape(self._run.prepare, params, stack) for stack in self._placed[-2:]]
         sizes = [_bytes(shape) for shape in shapes]
-        return sizes[0] * (len(self._placed) - 1) + sizes[-1] <= _MEMORY * _free_bytes(self._mesh)
+        kept = sizes[0] * (len(self._placed) - 1) + sizes[-1]
+        weights = len(self._placed) * self._mesh.size * self.layout.size * self.layout.dtype.itemsize
+        # Each linear function holds the weights once more: where they are most of it, it takes much and saves little.
+        return 4 * weights <= kept <= _MEMORY * _free_bytes(self._mesh)
 
     @functools.cached_property
     def _on_device(self) -> list[Stack]:

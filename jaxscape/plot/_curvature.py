@@ -116,14 +116,15 @@ def spectrum(result: xr.Dataset, ax: Axes | None = None, *, outliers: int = 3) -
             alpha=0.2,
             lw=0,
         )
-        ax.set(xlim=at[[0, -1]], ylim=(floor, 10 * top))
+        room = 0.04 * np.ptp(at)  # for the labels of both ends
+        ax.set(xlim=(at[0] - room, at[-1] + room), ylim=(floor, 10 * top))
         lengths = 0.01 + 0.05 * np.clip(1 + np.log10(np.maximum(weights, 1e-12)) / 6, 0, 1)
         ax.vlines(nodes, 0, lengths, color="0.35", lw=0.5, transform=ax.get_xaxis_transform())
         named = _outliers(nodes, weights, float(result.attrs["sigma"]), outliers)
         for value in named:
             height = float(np.interp(value, at, shown))
             ax.annotate(
-                number(value),
+                number(float(f"{value:.3g}")),
                 (value, height),
                 (0, 12),
                 "data",

@@ -10,7 +10,7 @@ import jaxscape as js
 ROOT = Path(js.__file__).parents[1]
 FLOORS = {
     0: ("types", "trees", "data"),
-    1: ("normalize", "grid", "convolution", "provenance", "store"),
+    1: ("normalize", "grid", "convolution", "provenance", "store", "krylov"),
     2: ("directions", "engine", "lanczos"),
     3: ("surface", "curvature"),
     4: ("plot", "cifar", "datasets", "torch_weights", "runs", "cli"),

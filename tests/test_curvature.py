@@ -351,7 +351,7 @@ def bad_calls():
         (lambda: product(data)({"layer0": params["layer0"]}), r"v has no leaf \['layer1'\]"),
         (lambda: end(tol=0), "tol is 0"),
         (lambda: end(max_matvecs=2), "max_matvecs is 2, expected at least 3"),
-        (lambda: end(max_basis=3), "max_basis is 3, expected at least 5"),
+        (lambda: end(max_basis=3), "max_basis is 3, expected at least 6"),
         (lambda: top(k=0), "k is 0, expected between 1 and the 74 entries"),
         (lambda: top(which="XX"), "which is 'XX', expected"),
         (lambda: trace(method="exact"), "method is 'exact'"),

@@ -14,7 +14,7 @@ from jaxscape.curvature._eigen import counted, matvec_bar
 from jaxscape.curvature._hvp import operator
 from jaxscape.curvature._product import Matvec
 from jaxscape.directions import as_key
-from jaxscape.lanczos import quadrature
+from jaxscape.krylov import quadrature
 from jaxscape.types import Data, Ignore, LossFn, Params
 
 

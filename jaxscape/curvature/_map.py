@@ -22,7 +22,7 @@ from jaxscape.curvature._product import Matvec, Product
 from jaxscape.data import num_examples
 from jaxscape.directions import Directions, as_key, on_grid
 from jaxscape.grid import Grid
-from jaxscape.lanczos import check_options, krylov
+from jaxscape.krylov import check_options, krylov
 from jaxscape.provenance import provenance
 from jaxscape.store import Store
 from jaxscape.types import Data, Ignore, LossFn, Params

@@ -91,38 +91,36 @@ def _weighted(losses: Array, weights: Array) -> Array:
     return jnp.sum(jnp.where(weights > 0, losses * weights, 0))
 
 
+Total = list[Array]
+"""A sum over batches: the free leaves, each with an axis of devices; XLA adds to them in place, not so to a vector."""
+
+
 class Programs(NamedTuple):
-    """The compiled parts of a product; ``total`` has a row for each device."""
+    """The compiled parts of a product."""
 
     prepare: Callable[[Params, Stack], Any]
-    apply: Callable[[Any, Array, Array], Array]
-    direct: Callable[[Params, Stack, Array, Array], Array]
-    inside: Callable[[Params, Stack, Array, Array], Array]  # direct, as part of a larger computation
+    apply: Callable[[Any, Array, Total], Total]
+    direct: Callable[[Params, Stack, Array, Total], Total]
+    inside: Callable[[Params, Stack, Array, Total], Total]  # direct, as part of a larger computation
 
 
 @functools.lru_cache(maxsize=32)
 def _programs(form: Any, layout: Layout, mesh: Mesh) -> Programs:
     def prepare(params: Params, stack: Stack) -> Any:
-        return _each(lambda batch: form.prepare(layout, params, *batch), stack)
+        return jax.tree.map(lambda x: x[None], _each(lambda batch: form.prepare(layout, params, *batch), _own(stack)))
 
-    def product(prepared: Any, vector: Array) -> Array:
-        apply = fast_convolutions(form.apply)
-        return layout.flatten(apply(prepared, layout.leaves(vector)))
+    def add(prepared: Any, vector: Array, total: Total) -> Total:
+        image = fast_convolutions(form.apply)(prepared, layout.leaves(vector))
+        return [t + x.astype(t.dtype)[None] for t, x in zip(total, image, strict=True)]
 
-    def apply(prepared: Any, vector: Array, total: Array) -> Array:
-        return _sum(lambda one: product(one, vector), prepared, total)
+    def apply(prepared: Any, vector: Array, total: Total) -> Total:
+        return _sum(lambda total, one: add(one, vector, total), _own(prepared), total)
 
-    def direct(params: Params, stack: Stack, vector: Array, total: Array) -> Array:
-        return _sum(lambda batch: product(form.prepare(layout, params, *batch), vector), stack, total)
+    def direct(params: Params, stack: Stack, vector: Array, total: Total) -> Total:
+        return _sum(lambda total, batch: add(form.prepare(layout, params, *batch), vector, total), _own(stack), total)
 
     def on_devices(function: Callable[..., Any], specs: tuple[PartitionSpec, ...]) -> Any:
-        def local(*args: Any) -> Any:
-            own = [
-                jax.tree.map(lambda x: x[0], a) if s == _BY_EXAMPLES else a for a, s in zip(args, specs, strict=True)
-            ]
-            return jax.tree.map(lambda x: x[None], function(*own))
-
-        return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=_BY_EXAMPLES, check_vma=False)
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=_BY_EXAMPLES, check_vma=False)
 
     every, by = _EVERYWHERE, _BY_EXAMPLES
     jit = functools.partial(jax.jit, compiler_options=compiler_options())
@@ -135,6 +133,11 @@ def _programs(form: Any, layout: Layout, mesh: Mesh) -> Programs:
     )
 
 
+def _own(stack: Any) -> Any:
+    """What a device has, without the axis of devices."""
+    return jax.tree.map(lambda x: x[0], stack)
+
+
 def _each(function: Callable[[Any], Any], stack: Any) -> Any:
     """The function of each batch; outside of a loop when there is one."""
     if len(jax.tree.leaves(stack)[0]) == 1:
@@ -142,11 +145,11 @@ def _each(function: Callable[[Any], Any], stack: Any) -> Any:
     return lax.map(function, stack)
 
 
-def _sum(function: Callable[[Any], Array], stack: Any, total: Array) -> Array:
-    """The same, summed."""
+def _sum(add: Callable[[Total, Any], Total], stack: Any, total: Total) -> Total:
+    """The total with what each batch adds."""
     if len(jax.tree.leaves(stack)[0]) == 1:
-        return total + function(jax.tree.map(lambda x: x[0], stack))
-    return lax.scan(lambda total, one: (total + function(one), None), total, stack)[0]
+        return add(total, jax.tree.map(lambda x: x[0], stack))
+    return lax.scan(lambda total, one: (add(total, one), None), total, stack)[0]
 
 
 class Product:
@@ -214,10 +217,10 @@ class Product:
 
     def _inside(self, params: Params, vector: Array) -> Array:
         """The product as part of a larger computation."""
-        total = jnp.zeros((self._mesh.size, self.layout.size), self.layout.dtype)
+        total = self._nothing()
         for stack in self._on_device:
             total = self._run.inside(params, stack, vector, total)
-        return total.sum(0)
+        return self._joined(total)
 
     def _keeps(self, params: Params) -> bool:
         if self._linearize is not None:
@@ -246,15 +249,20 @@ class Product:
         ]
         return [engine.place(one, NamedSharding(self._mesh, _BY_EXAMPLES)) for one in ones]
 
-    @functools.cached_property
-    def _zeros(self) -> Callable[[], Array]:
-        sharding = NamedSharding(self._mesh, _BY_EXAMPLES)
-        shape, dtype = (self._mesh.size, self.layout.size), self.layout.dtype
-        return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
+    def _nothing(self) -> Total:
+        shapes = zip(self.layout.shapes, self.layout.free, strict=True)
+        return [jnp.zeros((self._mesh.size, *shape), self.layout.dtype) for shape, free in shapes if free]
+
+    def _joined(self, total: Total) -> Array:
+        return self.layout.flatten([x.sum(0) for x in total])
 
     @functools.cached_property
-    def _reduce(self) -> Callable[[Array], Array]:
-        return jax.jit(lambda total: total.sum(0), out_shardings=NamedSharding(self._mesh, _EVERYWHERE))
+    def _zeros(self) -> Callable[[], Total]:
+        return jax.jit(self._nothing, out_shardings=NamedSharding(self._mesh, _BY_EXAMPLES))
+
+    @functools.cached_property
+    def _reduce(self) -> Callable[[Total], Array]:
+        return jax.jit(self._joined, out_shardings=NamedSharding(self._mesh, _EVERYWHERE))
 
 
 def _is_traced(tree: Any) -> bool:

@@ -49,7 +49,7 @@ def _draw_contourf(ax: Axes, one: Field, scale: Scale) -> str:
 def _draw_heatmap(ax: Axes, one: Field, scale: Scale) -> str:
     _hatch(ax, one)
     z = np.ma.masked_invalid(_floored(one.z, scale))
-    ax.pcolormesh(_edges(one.x), _edges(one.y), z, norm=scale.norm(), cmap=_cmap(one), rasterized=True)
+    ax.pcolormesh(edges(one.x), edges(one.y), z, norm=scale.norm(), cmap=_cmap(one), rasterized=True)
     rows, columns = np.nonzero(one.unconverged)
     ax.plot(one.x[columns], one.y[rows], ".", color="0.2", ms=2)
     return count_note(one.unconverged, "not converged (dots)")
@@ -115,10 +115,10 @@ def _hatch(ax: Axes, one: Field) -> None:
     if one.bad.any():
         cells = np.ma.masked_where(~one.bad, np.zeros(one.z.shape))
         grey = ListedColormap(["0.88"])
-        ax.pcolor(_edges(one.x), _edges(one.y), cells, cmap=grey, edgecolor="0.6", linewidth=0, hatch="////", zorder=0)
+        ax.pcolor(edges(one.x), edges(one.y), cells, cmap=grey, edgecolor="0.6", linewidth=0, hatch="////", zorder=0)
 
 
-def _edges(points: np.ndarray) -> np.ndarray:
+def edges(points: np.ndarray) -> np.ndarray:
     """The bounds of the cells around the points: half way to the neighbours."""
     middle = (points[1:] + points[:-1]) / 2
     return np.concatenate([[2 * points[0] - middle[0]], middle, [2 * points[-1] - middle[-1]]])

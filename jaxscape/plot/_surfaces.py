@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from jaxscape.plot._draw import KINDS, colour_bar, draw
+from jaxscape.plot._draw import KINDS, colour_bar, draw, edges
 from jaxscape.plot._field import field
 from jaxscape.plot._scale import choose
 from jaxscape.plot._style import add_note, new_axes, style
@@ -162,7 +162,8 @@ def compare(
             squeeze=False,
             subplot_kw={"projection": _projection(kind)},
         )
-        x, y = (np.concatenate([getattr(f, axis) for f in fields.values()]) for axis in ("x", "y"))
+        ends = edges if kind == "heatmap" else np.asarray  # a heatmap's cells reach beyond its points
+        x, y = (np.concatenate([ends(getattr(f, axis)) for f in fields.values()]) for axis in ("x", "y"))
         notes = [
             draw(kind, ax, one._replace(title=title), scale)
             for ax, (title, one) in zip(axes[0], fields.items(), strict=True)

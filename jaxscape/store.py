@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import zarr
+from jax.experimental import multihost_utils
 
 
 class Store:
@@ -48,6 +50,25 @@ class Store:
             self._group.create_array("done", shape=(rows,), chunks=(block,), dtype=bool, fill_value=False)
         self.done: np.ndarray = np.asarray(self._group["done"])
 
+    @classmethod
+    def shared(cls, path: str | Path, recipe: Mapping[str, Any], rows: int, block: int) -> "Store":
+        """The store of all processes, made by process 0; none writes before all have seen what is done.
+
+        Args:
+            path: As in `Store`.
+            recipe: As there.
+            rows: As there.
+            block: As there.
+
+        Returns:
+            The store, as this process sees it.
+        """
+        opened = None if jax.process_index() else cls(path, recipe, rows, block)
+        for step in ("made", "seen"):
+            _together(step)
+            opened = opened or cls(path, recipe, rows, block)
+        return opened  # type: ignore[return-value]
+
     def write(self, rows: slice, values: Mapping[str, np.ndarray]) -> None:
         """Keep one block.
 
@@ -66,5 +87,13 @@ class Store:
             self.done[rows] = True
 
     def read(self) -> dict[str, np.ndarray]:
-        """All variables, in full; rows that are not done are zero."""
-        return {name: array[:] for name, array in self._group.arrays() if name != "done"}
+        """All variables, in full, when all processes have written; rows that are not done are zero."""
+        _together("written")
+        found = {name: array[:] for name, array in self._group.arrays() if name != "done"}
+        _together("read")  # only then may one of them remove the folder
+        return found
+
+
+def _together(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"store {what}")

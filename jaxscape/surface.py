@@ -1,6 +1,8 @@
 """The loss on a line, in a plane, or in a volume through params: the figure, as numbers."""
 
+import functools
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -29,6 +31,7 @@ def surface(
     points_per_step: int | Literal["auto"] = "auto",
     mesh: Mesh | None = None,
     compute_dtype: str | None = None,
+    store: str | Path | None = None,
     seed: int = 0,
     progress: bool | None = None,
 ) -> xr.Dataset:
@@ -66,6 +69,8 @@ def surface(
         compute_dtype: ``"bfloat16"`` casts params and data before loss_fn; ``"float32"`` and ``"tensorfloat32"`` set
             how products are rounded on devices that have the choice; None: as JAX is configured. Directions are added
             and losses averaged in float32 or better.
+        store: A folder where every finished block of 128 points is kept; the same call goes on from there. Not with
+            ``rtol``, whose points depend on each other.
         seed: Of the random directions, if none are given, and of the order of the examples under ``rtol``.
         progress: True or False for a progress bar; None for one on terminals and in notebooks.
 
@@ -82,12 +87,14 @@ def surface(
 
     Raises:
         ValueError: A tolerance is negative or not finite, params or data is empty, leaves of data differ in length, a
-            direction is not like params, the grid has another number of axes than there are directions, or loss_fn
-            gives a wrong shape.
+            direction is not like params, the grid has another number of axes than there are directions, loss_fn gives
+            a wrong shape, ``store`` is given with ``rtol``, or it holds another result.
         TypeError: A leaf of params is not floating.
     """
     params = trees.as_params(params)
     _check_tolerance(rtol, atol)
+    if store is not None and rtol is not None:
+        raise ValueError(f"store is {str(store)!r} with rtol={rtol!r}, but only exact points are kept; leave one out.")
     load = (
         None if batch_size == "auto" else as_batch_size(batch_size, num_examples(data)),
         None if points_per_step == "auto" else _as_points_per_step(points_per_step),
@@ -99,7 +106,11 @@ def surface(
     options: dict[str, Any] = {"load": load, "mesh": mesh, "compute_dtype": compute_dtype, "progress": progress}
     if rtol is not None:
         options |= {"exact": _anchors(grid, num_examples(data), rtol), "rtol": rtol, "atol": atol, "seed": seed}
-    method = engine.evaluate if rtol is None else engine.estimate
+    made = provenance(params, directions.basis, data)
+    method: Any = engine.evaluate if rtol is None else engine.estimate
+    if store is not None:
+        recipe = {"method": "surface", "fingerprint": made["fingerprint"], "axes": [list(a) for a in grid.axes]}
+        method = functools.partial(engine.evaluate_stored, store, {**recipe, "compute_dtype": compute_dtype})
     found = method(loss_fn, params, directions.basis, coords, data, **options)
     result = _dataset(found, grid)
     result.attrs |= {
@@ -107,10 +118,10 @@ def surface(
         **seeded,
         "seconds": round(time.perf_counter() - start, 3),
         **{name: value for name, value in (("rtol", rtol), ("atol", atol)) if rtol is not None},
-        **found.load._asdict(),
+        **{name: value for name, value in found.load._asdict().items() if value is not None},
         "compute_dtype": str(compute_dtype),
         "num_devices": mesh.size if mesh else jax.device_count(),
-        **provenance(params, directions.basis, data),
+        **made,
     }
     return result
 

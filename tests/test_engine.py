@@ -275,10 +275,12 @@ from tests.problems import classification_data, mlp_loss, mlp_params
 params, data = mlp_params(), classification_data(examples=37)
 options = dict(directions=js.random_directions(0, params), grid=js.Grid.plane((-1, 1, 5), (0, 1, 3)), batch_size=8)
 exact = js.surface(params, mlp_loss, data, **options)
+stored = js.surface(params, mlp_loss, data, store=f"{out}/s.zarr", **options)
 mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(num, 2), ("points", "data"))
 shared = js.surface(params, mlp_loss, data, mesh=mesh, **options)
 rough = js.surface(params, mlp_loss, data, rtol=0.2, **options | {"batch_size": "auto"})
-np.savez(f"{out}/{index}.npz", exact=exact.loss, shared=shared.loss, rough=rough.loss, devices=jax.device_count())
+losses = dict(exact=exact.loss, stored=stored.loss, shared=shared.loss, rough=rough.loss)
+np.savez(f"{out}/{index}.npz", devices=jax.device_count(), **losses)
 """
 
 
@@ -293,6 +295,7 @@ def test_several_processes_give_the_same_everywhere(num, tmp_path):
         found = np.load(tmp_path / f"{i}.npz")
         assert found["devices"] == 2 * num
         np.testing.assert_allclose(found["exact"], one.loss, rtol=1e-12)
+        np.testing.assert_allclose(found["stored"], one.loss, rtol=1e-12)
         np.testing.assert_allclose(found["shared"], one.loss, rtol=1e-12)
         np.testing.assert_array_equal(found["rough"], np.load(tmp_path / "0.npz")["rough"])
 

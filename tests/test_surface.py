@@ -8,6 +8,8 @@ from jax.sharding import Mesh
 
 import jaxscape as js
 from jaxscape import engine
+from jaxscape.engine import _stored
+from jaxscape.store import Store
 from tests.problems import classification_data, cross_entropy, loop_reference, mlp_apply, mlp_loss, mlp_params
 
 PARAMS, DATA = mlp_params(), classification_data()
@@ -284,3 +286,49 @@ def test_bad_directions():
         plane(directions=DIRECTIONS[:1])
     with pytest.raises(ValueError, match="3 directions have no default grid"):
         plane(directions=js.random_directions(0, PARAMS, num=3), grid=None)
+
+
+# ---- kept on disk
+
+
+@pytest.mark.parametrize("loss", [mlp_loss, lambda p, b: mlp_loss(p, b)["loss"].mean()], ids=["per example", "mean"])
+def test_a_killed_surface_goes_on(tmp_path, monkeypatch, loss):
+    monkeypatch.setattr(_stored, "BLOCK", 3)
+    options = {"directions": DIRECTIONS, "grid": GRID, "progress": False, "batch_size": 8}
+    plain = js.surface(PARAMS, loss, DATA, **options)
+    write, done = Store.write, []
+
+    def dies(self, rows, values):
+        if done:
+            raise KeyboardInterrupt
+        done.append(rows)
+        write(self, rows, values)
+
+    monkeypatch.setattr(Store, "write", dies)
+    with pytest.raises(KeyboardInterrupt):
+        js.surface(PARAMS, loss, DATA, store=tmp_path / "s.zarr", **options)
+    monkeypatch.setattr(Store, "write", lambda self, rows, values: done.append(rows) or write(self, rows, values))
+    found = js.surface(PARAMS, loss, DATA, store=tmp_path / "s.zarr", **options)
+    assert done == [slice(0, 3), slice(3, 6), slice(6, 7)]  # params itself and 6 points, each block once
+    again = js.surface(PARAMS, loss, DATA, store=tmp_path / "s.zarr", **options)
+    assert len(done) == 3
+    assert list(found.data_vars) == list(plain.data_vars)
+    for result in (found, again):
+        for name in plain.data_vars:
+            np.testing.assert_allclose(result[name], plain[name], rtol=1e-12)
+        assert result.attrs["center_loss"] == pytest.approx(plain.attrs["center_loss"], rel=1e-12)
+        assert result.attrs["nonfinite_points"] == 0
+
+
+def test_nan_points_are_kept(tmp_path):
+    params = jax.tree.map(lambda x: x.at[..., 0].set(jnp.nan), PARAMS)
+    found = js.surface(params, mlp_loss, DATA, grid=GRID, store=tmp_path / "s.zarr", progress=False)
+    assert found.attrs["nonfinite_points"] == 6
+
+
+def test_a_store_of_another_surface_is_refused(tmp_path):
+    plane(store=tmp_path / "s.zarr")
+    with pytest.raises(ValueError, match=r"s.zarr holds another result: axes is .* there and .* here"):
+        plane(store=tmp_path / "s.zarr", grid=js.Grid.plane((0, 1, 2), (0, 1, 3)))
+    with pytest.raises(ValueError, match=r"store is '.*s.zarr' with rtol=0.1, but only exact points are kept"):
+        plane(store=tmp_path / "s.zarr", rtol=0.1)

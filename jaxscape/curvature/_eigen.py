@@ -9,11 +9,11 @@ from jaxtyping import PRNGKeyArray
 from tqdm.auto import tqdm
 
 from jaxscape.curvature._hvp import operator
-from jaxscape.curvature._layout import Layout
 from jaxscape.curvature._product import Matvec
 from jaxscape.directions import Directions, as_key
 from jaxscape.krylov import Pairs, Which, check_options, krylov
 from jaxscape.lanczos import Extremes
+from jaxscape.layout import Layout
 from jaxscape.types import Data, Ignore, LossFn, Params
 
 

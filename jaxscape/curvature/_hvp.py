@@ -8,7 +8,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxscape import engine, trees
-from jaxscape.curvature._layout import Layout
 from jaxscape.curvature._product import (
     Form,
     GaussNewton,
@@ -20,6 +19,7 @@ from jaxscape.curvature._product import (
     hashable,
 )
 from jaxscape.data import as_batch_size, num_examples
+from jaxscape.layout import Layout
 from jaxscape.types import Data, Ignore, LossFn, Params
 
 

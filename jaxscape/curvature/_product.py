@@ -20,8 +20,8 @@ from jaxtyping import Array, Float
 
 from jaxscape import engine, trees
 from jaxscape.convolution import compiler_options, fast_convolutions
-from jaxscape.curvature._layout import Layout
 from jaxscape.data import num_examples
+from jaxscape.layout import Layout
 from jaxscape.types import Data, LossFn, Params
 
 ModelFn = Callable[[Params, Data], Array]

@@ -8,6 +8,7 @@ from jaxscape.engine._compile import DATA_AXIS, PRECISIONS, WIDTHS, in_precision
 from jaxscape.engine._exact import evaluate, mean_metrics, progress_bar
 from jaxscape.engine._program import Load, Program, fetch, place, stack_batches, use_all_cores
 from jaxscape.engine._result import Estimate, Evaluation
+from jaxscape.engine._stored import evaluate_stored
 from jaxscape.engine._tolerance import anchor_stride, anchors, estimate
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "anchors",
     "estimate",
     "evaluate",
+    "evaluate_stored",
     "fetch",
     "in_precision",
     "mean_metrics",

@@ -1,4 +1,4 @@
-"""Flat vectors of the leaves that curvature is taken in, and what they are in the pytree."""
+"""Flat vectors of some leaves of a pytree, those that curvature or a path is looked at in, and what they are there."""
 
 import math
 from typing import Any, NamedTuple
@@ -71,7 +71,8 @@ class Layout(NamedTuple):
 
     def flatten(self, leaves: list[Array]) -> Float[Array, " n"]:
         """The vector of its leaves."""
-        return jnp.concatenate([x.astype(self.dtype).reshape(-1) for x in leaves])
+        dtype = self.dtype
+        return jnp.concatenate([x.astype(dtype).reshape(-1) for x in leaves])
 
     def leaves(self, vector: Float[Array, " n"]) -> list[Array]:
         """The leaves of a vector, in at least float32."""

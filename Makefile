@@ -37,6 +37,17 @@ docs/eigenvalues.png: demo
 	$(BIN)/jaxscape hessian demo/resnet56_noshort $(HESSIAN)
 	$(BIN)/jaxscape plot demo/resnet56/hessian.zarr demo/resnet56_noshort/hessian.zarr --out $@
 
+# The paper's figures 9 and 8 on digits: paths of 8 runs in their principal planes; one of them in other planes, too.
+PATHS := runs/figure9
+CONTRAST := $(PATHS)/vgg9_digits_epochs=30
+docs/trajectories.png: env
+	$(BIN)/python train.py --preset digits-fig9 --out $(PATHS) --resume
+	$(BIN)/jaxscape trajectory $(PATHS)/* --steps --out docs/trajectories.png
+	$(BIN)/jaxscape trajectory $(CONTRAST) --steps --directions random
+	$(BIN)/jaxscape trajectory $(CONTRAST) --steps --directions solution
+	$(BIN)/jaxscape plot $(CONTRAST)/trajectory_random.zarr $(CONTRAST)/trajectory_solution.zarr $(CONTRAST)/trajectory.zarr \
+	  --titles "two random directions" "end to start, and random" "principal directions" --out docs/random_axes.png
+
 test: env
 	$(BIN)/python -m pytest
 
@@ -57,6 +68,7 @@ bench: env
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.hessian
+	$(BIN)/python -m benchmarks.trajectory
 
 clean:
 	rm -rf .venv demo

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 import models
 from jaxscape import datasets, runs, trees
+from jaxscape.checkpoints import CHECKPOINTS, STEP_DTYPES
 from jaxscape.engine import mean_metrics, use_all_cores
 from jaxscape.types import LossFn, Params
 from training.config import OPTIMIZERS, PRECISIONS, Config, make_optimizer
@@ -96,11 +97,13 @@ def train(
     graphdef, *parts = nnx.split(model, nnx.Param, nnx.BatchStat)
     params, batch_stats = map(nnx.to_pure_dict, parts)
     examples = len(splits[0].labels)
-    optimizer = make_optimizer(config, -(-examples // config.batch_size))
+    steps_per_epoch = -(-examples // config.batch_size)
+    optimizer = make_optimizer(config, steps_per_epoch)
     mesh = Mesh(np.array(jax.devices()), ("data",))
     step = make_step(graphdef, optimizer, config, mesh)
     loss_fn = runs.classification_loss(graphdef, {}, config.dataset, config.loss)
     everywhere = NamedSharding(mesh, PartitionSpec())
+    first = jax.device_put({"params": params, "batch_stats": batch_stats}, everywhere)
     done, state = folder.restore(TrainState(params, batch_stats, optimizer.init(params)))
     state, data = jax.device_put(jax.device_get((state, splits[0])), everywhere)
     with _bar(config, done, progress if folder.writes else False) as bar:
@@ -109,6 +112,9 @@ def train(
             key = jax.random.fold_in(jax.random.key(config.seed), epoch)
             for i, rows in enumerate(epoch_batches(config, epoch, examples) if epoch else ()):
                 state = step(state, data, shared(mesh, rows), jax.random.fold_in(key, i))
+                count = (epoch - 1) * steps_per_epoch + i + 1
+                if config.save_steps and count % config.save_steps == 0:
+                    folder.save_step(count, state, first)
             row = {"epoch": epoch, "lr": config.rate_in(epoch), **evaluate(loss_fn, state, *splits, mesh)}
             row["seconds"] = round(time.perf_counter() - start, 3)
             folder.log(runs.METRICS, row)
@@ -131,7 +137,7 @@ def _diverged(folder: RunFolder, epoch: int) -> str:
     folder.close()
     return (
         f"a weight became NaN or infinite in epoch {epoch}. The last good checkpoint, of epoch {last}, is in "
-        f"{folder.path / runs.CHECKPOINTS}; try a lower --lr, or --warmup."
+        f"{folder.path / CHECKPOINTS}; try a lower --lr, or --warmup."
     )
 
 
@@ -186,6 +192,8 @@ def parser() -> argparse.ArgumentParser:
     training.add_argument("--seed", type=int)
     run = parser.add_argument_group("run")
     run.add_argument("--save-every", type=int, metavar="EPOCHS")
+    run.add_argument("--save-steps", type=int, metavar="N", help="weights every N steps as well, for a path in detail")
+    run.add_argument("--steps-dtype", choices=STEP_DTYPES, help="of these; 16 bits: differences from the start")
     run.add_argument("--out", metavar="RUN", help="the run folder (default: runs/ and what is not default)")
     run.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
     run.add_argument(
@@ -210,9 +218,10 @@ def parse(argv: Sequence[str] | None = None) -> tuple[list[tuple[Config, Path]],
 
 def folder_name(config: Config) -> str:
     """The architecture, the data set, and what is not default."""
+    apart = ("arch", "noshort", "dataset", "data_dir", "save_every", "save_steps", "steps_dtype")
     parts = [config.arch, *(["noshort"] if config.noshort else []), config.dataset]
     for name, value in dataclasses.asdict(config).items():
-        if name not in ("arch", "noshort", "dataset", "data_dir", "save_every") and value != getattr(Config, name):
+        if name not in apart and value != getattr(Config, name):
             parts.append(f"{name}={value}")
     return "_".join(parts)
 

@@ -18,6 +18,7 @@ from jaxscape.directions import Directions, direction_between, random_directions
 from jaxscape.grid import Grid
 from jaxscape.lanczos import lanczos
 from jaxscape.surface import interpolate, surface
+from jaxscape.trajectory import pca_directions, project, trajectory
 
 if TYPE_CHECKING:
     from jaxscape import datasets, plot, runs
@@ -37,13 +38,16 @@ __all__ = [
     "interpolate",
     "lanczos",
     "load_run",
+    "pca_directions",
     "plane_hessian",
     "plot",
+    "project",
     "random_directions",
     "runs",
     "spectral_density",
     "surface",
     "top_eigenpairs",
+    "trajectory",
 ]
 
 

@@ -1,4 +1,4 @@
-"""A training run on disk: read one back as params, loss, data and checkpoints; keep its checkpoints.
+"""A training run on disk: read one back as params, loss, data and checkpoints.
 
 ``RUN/config.json`` rebuilds everything, ``RUN/metrics.csv`` has a row for each epoch, ``RUN/checkpoints`` (orbax) has
 the weights and batch statistics from the initialization (epoch 0) to the end.
@@ -7,7 +7,7 @@ the weights and batch statistics from the initialization (epoch 0) to the end.
 import csv
 import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxscape import trees
+from jaxscape.checkpoints import Checkpoints, epoch_checkpoints, step_checkpoints
 from jaxscape.datasets import Split, load, normalize
 from jaxscape.torch_weights import import_torch_state_dict as import_torch_state_dict
 from jaxscape.types import LossFn, Params
 
-CONFIG, METRICS, NORMS, CHECKPOINTS = "config.json", "metrics.csv", "weight_norms.csv", "checkpoints"
+CONFIG, METRICS, NORMS = "config.json", "metrics.csv", "weight_norms.csv"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Run:
         test_data: The test split.
         metrics: A record for each epoch: ``epoch``, ``lr``, ``train_loss``, ``train_error`` (percent), ...
         checkpoints: The params of every checkpoint, in order, read when they are asked for.
+        steps: The same between the epochs, if it was trained with ``--save-steps``; else empty.
     """
 
     path: Path
@@ -53,50 +55,13 @@ class Run:
     data: Split
     test_data: Split
     metrics: list[dict[str, float]]
-    checkpoints: "Checkpoints"
+    checkpoints: Checkpoints
+    steps: Checkpoints
 
     @property
     def variables(self) -> Params:
         """Weights and batch statistics in one pytree."""
         return trees.overlay(self.params, self.batch_stats)
-
-
-class Checkpoints(Sequence[Params]):
-    """The params of a run's checkpoints, read from disk one at a time.
-
-    Attributes:
-        epochs: The epoch of each.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.epochs: tuple[int, ...] = tuple(checkpoint_manager(path).all_steps()) if path.exists() else ()
-
-    def __len__(self) -> int:
-        return len(self.epochs)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self.variables(index)["params"]
-
-    def __iter__(self) -> Iterator[Params]:
-        return (self[i] for i in range(len(self)))
-
-    def variables(self, index: int) -> dict[str, Params]:
-        """``{"params": ..., "batch_stats": ...}`` of one checkpoint."""
-        import orbax.checkpoint as ocp
-
-        args = ocp.args.Composite(variables=ocp.args.StandardRestore())
-        restored = checkpoint_manager(self.path).restore(self.epochs[index], args=args)
-        return jax.tree.map(jnp.asarray, restored["variables"])
-
-
-def checkpoint_manager(path: Path) -> Any:
-    """The orbax manager of a folder of checkpoints: ``variables`` to look at, ``optimizer`` to go on training."""
-    import orbax.checkpoint as ocp
-
-    return ocp.CheckpointManager(path.absolute(), item_names=("variables", "optimizer"))
 
 
 def _crossentropy(logits: Array, labels: Array) -> Array:
@@ -211,7 +176,7 @@ def load_run(path: str | Path) -> Run:
 
     path = Path(path)
     config = read_config(path)
-    checkpoints = Checkpoints(path / CHECKPOINTS)
+    checkpoints = epoch_checkpoints(path)
     if not checkpoints:
         raise ValueError(
             f"{path} has no complete checkpoint: its training stopped early. Go on with "
@@ -233,7 +198,8 @@ def load_run(path: str | Path) -> Run:
     loss_fn = classification_loss(
         graphdef, trees.overlay(params, stats), config["dataset"], config.get("loss", "crossentropy")
     )
-    return Run(path, config, params, stats, loss_fn, train, test, read_table(path / METRICS), checkpoints)
+    steps = step_checkpoints(path, -(-len(train.labels) // config.get("batch_size", len(train.labels))))
+    return Run(path, config, params, stats, loss_fn, train, test, read_table(path / METRICS), checkpoints, steps)
 
 
 def read_config(path: Path) -> dict[str, Any]:

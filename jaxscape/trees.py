@@ -85,6 +85,20 @@ def overlay(base: Any, top: Any) -> Any:
     return {**base, **joined}
 
 
+def restrict(tree: Any, like: Any) -> Any:
+    """What nested dicts have of the keys of ``like``: the part of an `overlay` that was there before it.
+
+    >>> restrict({"a": {"x": 1, "y": 2}, "b": 3}, {"a": {"y": 0}})
+    {'a': {'y': 2}}
+
+    Returns:
+        A new dict.
+    """
+    if not isinstance(like, Mapping):
+        return tree
+    return {name: restrict(tree[name], value) for name, value in like.items()}
+
+
 def size(tree: Params) -> int:
     """Number of entries over all leaves."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

@@ -11,18 +11,20 @@ ROOT = Path(js.__file__).parents[1]
 FLOORS = {
     0: ("types", "trees", "data"),
     1: ("normalize", "grid", "convolution", "provenance", "store", "krylov"),
-    2: ("directions", "engine", "lanczos"),
-    3: ("surface", "curvature"),
-    4: ("plot", "cifar", "datasets", "torch_weights", "runs", "cli"),
+    2: ("directions", "engine", "lanczos", "layout"),
+    3: ("surface", "curvature", "trajectory"),
+    4: ("plot", "cifar", "datasets", "torch_weights", "checkpoints", "runs", "cli"),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
-# On one floor: types know no arrays, and the command line and runs use their neighbours.
+# On one floor: types know no arrays, a trajectory walks on a surface, the command line and runs use their neighbours.
 BESIDE = {
     ("trees", "types"),
     ("data", "types"),
+    ("trajectory", "surface"),
     ("datasets", "cifar"),
     ("runs", "datasets"),
     ("runs", "torch_weights"),
+    ("runs", "checkpoints"),
     ("cli", "plot"),
     ("cli", "runs"),
     ("cli", "datasets"),

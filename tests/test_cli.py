@@ -1,5 +1,6 @@
 """The command line on a stand-in for a trained run: what it computes, writes, prints and refuses."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import xarray as xr
 
 import jaxscape as js
 from jaxscape import cli
+from jaxscape.checkpoints import Checkpoints
 
 
 class Split(NamedTuple):
@@ -44,12 +46,31 @@ METRICS = [
 ]
 
 
+FakeRun = dataclasses.make_dataclass(
+    "FakeRun",
+    ["params", "loss_fn", "data", "test_data", "config", "metrics", "path", "checkpoints", "steps"],
+)
+
+
+def on_the_way(index):
+    """Params at an epoch: the last are PARAMS."""
+    return jax.tree.map(lambda x: x * (1 + 0.1 * (3 - index) ** 2) + 0.05 * (3 - index), PARAMS)
+
+
+def step(index):
+    return {"params": on_the_way(index), "batch_stats": {}}
+
+
 def fake_load_run(path):
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} is no run")
-    config = {"arch": "mlp", "noshort": path.name == "plain"}
-    return SimpleNamespace(
+    config = {"arch": "mlp", "noshort": path.name == "plain", "seed": len(path.name)}
+    return FakeRun(
+        checkpoints=Checkpoints(
+            (0, 1, 2, 3), lambda i: {"params": on_the_way(i), "batch_stats": {"mean": jnp.ones(2)}}
+        ),
+        steps=Checkpoints((), lambda _: {}) if path.name == "plain" else Checkpoints((0.0, 0.5, 1.0), step),
         params=PARAMS,
         loss_fn=loss_fn,
         data=split(2, 21),
@@ -124,7 +145,8 @@ def test_an_earlier_result_is_replaced_only_by_a_complete_one(run, monkeypatch, 
         assert cli.main([*small, "4"]) == 2
     assert "error: No space left" in capsys.readouterr().err
     assert read(run / "surface.zarr").sizes == {"alpha": 3, "beta": 3}
-    assert sorted(path.name for path in run.iterdir()) == ["surface.zarr", "surface_3d.png", "surface_contour.png"]
+    there = ["surface.partial", "surface.zarr", "surface_3d.png", "surface_contour.png"]  # what was computed is kept
+    assert sorted(path.name for path in run.iterdir()) == there
 
 
 def test_tolerance_and_precision(run):
@@ -139,7 +161,7 @@ def test_one_of_several_processes(run, monkeypatch, capsys):
     monkeypatch.setattr(jax.distributed, "initialize", lambda: begun.append(1))
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     for command in ("surface", "line"):
-        assert cli.main([command, str(run), "--points", "3", "--distributed"]) == 0
+        assert cli.main([command, str(run), "--points", "3", "--rtol", "0.1", "--distributed"]) == 0
     assert begun == [1, 1]
     assert not list(run.iterdir())  # process 0 writes
     assert capsys.readouterr().out == ""
@@ -185,6 +207,67 @@ def test_hessian_is_that_of_the_library(run, capsys):
     both = [str(run / "hessian.zarr"), str(run / "hessian.zarr"), "--titles", "a", "b"]
     assert cli.main(["plot", *both, "--kind", "eigenvalue_map", "--out", str(run / "both.png")]) == 0
     assert all(is_png(run / f"{name}.png") for name in ("signed", "density", "both"))
+
+
+def test_trajectory_is_that_of_the_library(run, capsys):
+    assert (
+        cli.main(["trajectory", str(run), "--points", "5x4", "--margin", "0.3", "--animate", str(run / "a.gif")]) == 0
+    )
+    result = read(run / "trajectory.zarr")
+    expected = js.trajectory(fake_load_run(run), points=(5, 4), margin=0.3, progress=False)
+    np.testing.assert_allclose(result.loss, expected.loss, rtol=1e-6)
+    np.testing.assert_allclose(result.coordinates, expected.coordinates, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(result.epoch, [0, 1, 2, 3])
+    assert result.attrs["title"] == "mlp"
+    assert is_png(run / "trajectory.png")
+    assert is_png(run / "trajectory_3d.png")
+    assert (run / "a.gif").read_bytes().startswith(b"GIF")
+    told = capsys.readouterr().out.splitlines()
+    assert told[-3].startswith("run  1st PC %  2nd PC %  in plane %")
+    assert told[-2].startswith("mlp")
+    assert cli.main(["plot", str(run / "trajectory.zarr"), "--out", str(run / "again.png")]) == 0
+    assert is_png(run / "again.png")
+
+
+def test_trajectories_of_several_runs(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    other = tmp_path / "another"
+    other.mkdir()
+    both = [str(run), str(other), "--points", "3"]
+    assert cli.main(["trajectory", *both]) == 0
+    assert is_png(Path("trajectories.png"))
+    assert read(other / "trajectory.zarr").attrs["title"] == "seed 7"  # what they differ in
+    assert cli.main(["trajectory", *both, "--together", "--out", "both.png", "--animate", "both.gif"]) == 0
+    assert is_png(Path("both.png"))
+    results = [read(folder / "trajectory.zarr") for folder in (run, other)]
+    assert results[0].attrs["fingerprint"] == results[1].attrs["fingerprint"]
+    capsys.readouterr()
+    assert cli.main(["trajectory", *both, "--animate", "a.gif"]) == 2
+    assert "--animate is one picture" in capsys.readouterr().err
+
+
+def test_trajectories_in_other_planes(run, capsys):
+    small = ["trajectory", str(run), "--points", "3"]
+    assert cli.main([*small, "--directions", "random", "--seed", "4"]) == 0
+    result = read(run / "trajectory_random.zarr")
+    expected = js.project(fake_load_run(run).checkpoints, PARAMS, js.random_directions(4, PARAMS))
+    np.testing.assert_allclose(result.coordinates, expected.coordinates, rtol=1e-4, atol=1e-5)
+    assert "1st axis %" in capsys.readouterr().out
+    assert cli.main([*small, "--directions", "solution"]) == 0
+    result = read(run / "trajectory_solution.zarr")
+    np.testing.assert_allclose(result.coordinates[[0, -1]], [[1, 0], [0, 0]], atol=1e-5)  # from the start to the end
+    assert result.attrs["axis_labels"] == "end to start | random direction"
+
+
+def test_trajectories_of_steps_and_with_batch_statistics(run, tmp_path, capsys):
+    assert cli.main(["trajectory", str(run), "--points", "3", "--steps"]) == 0
+    np.testing.assert_array_equal(read(run / "trajectory.zarr").epoch, [0, 0.5, 1])
+    assert cli.main(["trajectory", str(run), "--points", "3", "--batch-stats"]) == 0
+    assert read(run / "trajectory.zarr").attrs["num_params"] == 27 + 2
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    assert cli.main(["trajectory", str(plain), "--steps"]) == 2
+    assert "has no steps; train it with --save-steps N" in capsys.readouterr().err
 
 
 def test_plot_draws_one_and_compares_several(run, tmp_path, monkeypatch, capsys):

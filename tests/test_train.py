@@ -20,7 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxscape as js
 import train
-from jaxscape import datasets, runs
+from jaxscape import datasets, runs, trees
+from jaxscape.checkpoints import from_vector, to_vector
 from tests.problems import launch
 from tests.test_datasets import random_batches, write_binary
 from training.presets import PRESETS
@@ -234,6 +235,73 @@ def test_losses_against_their_formulas():
 # ---- what a run leaves
 
 
+@pytest.fixture(scope="module")
+def stepped(tmp_path_factory):
+    config = dataclasses.replace(CONFIG, epochs=2, save_steps=2)
+    return train.train(config, tmp_path_factory.mktemp("runs") / "steps", progress=False)
+
+
+def test_steps_lie_between_the_epochs(stepped):
+    assert stepped.steps.epochs == (0, 2 / 6, 4 / 6, 1, 8 / 6, 10 / 6, 2)  # 1437 digits make 6 batches
+    for step, epoch in ((0, 0), (3, 1), (6, 2)):
+        same(stepped.steps[step], stepped.checkpoints[epoch])
+        same(stepped.steps.with_batch_stats()[step], stepped.checkpoints.with_batch_stats()[epoch])
+    moved = [float(trees.norm(trees.axpy(-1, a, b))) for a, b in itertools.pairwise(stepped.steps)]
+    assert min(moved) > 0
+    assert len(stepped.checkpoints) == 3
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float16", 2**-11), ("bfloat16", 2**-8)])
+def test_steps_in_16_bits_are_as_near_as_stated(stepped, dtype, error):
+    first, exact = stepped.steps.variables(0), stepped.steps.variables(-1)
+    kept = from_vector(to_vector(exact, first, dtype), first)
+
+    def near(a, b, c):
+        rounding = 2**-24 * (np.abs(b - c) + np.abs(b))  # of the difference, and of the sum
+        assert (np.abs(a - b) <= error * np.abs(b - c) + rounding + 3e-8).all()
+
+    jax.tree.map(near, kept, exact, first)
+    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), kept, exact)))
+    same(from_vector(to_vector(first, first, dtype), first), first)
+
+
+def test_a_run_keeps_its_steps_in_16_bits(stepped, tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=2, save_steps=6, steps_dtype="float16")
+    run = train.train(config, tmp_path / "run", progress=False)
+    assert run.steps.epochs == (0, 1, 2)
+    first, exact = stepped.steps.variables(0), stepped.checkpoints.variables(-1)
+    same(run.steps.variables(-1), from_vector(to_vector(exact, first, "float16"), first))
+
+
+def test_a_resumed_run_keeps_the_same_steps(stepped, tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=2, save_steps=2)
+    shutil.copytree(stepped.path, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")  # killed within epoch 2, after its first steps
+    for step in (10, 12):
+        shutil.rmtree(tmp_path / "run" / "steps" / str(step))
+    resumed = train.train(config, tmp_path / "run", resume=True, progress=False)
+    assert resumed.steps.epochs == stepped.steps.epochs
+    for a, b in zip(resumed.steps, stepped.steps, strict=True):
+        same(a, b)
+
+
+def test_a_run_without_steps(run):
+    assert len(run.steps) == 0
+
+
+def test_a_path_ends_at_the_runs_final_loss(run):
+    ds = js.trajectory(run, points=3, progress=False)
+    np.testing.assert_array_equal(ds.epoch, [0, 1, 2, 3])
+    np.testing.assert_allclose(ds.true_loss, [row["train_loss"] for row in run.metrics], rtol=1e-5)  # own statistics
+    np.testing.assert_allclose(ds.in_plane_loss[-1], run.metrics[-1]["train_loss"], rtol=1e-5)
+    np.testing.assert_allclose(ds.loss.interp(alpha=0, beta=0), run.metrics[-1]["train_loss"], rtol=1e-5)
+    drops = [row["epoch"] for row, after in itertools.pairwise(run.metrics) if after["lr"] < row["lr"] and row["epoch"]]
+    np.testing.assert_array_equal(ds.epoch[ds.lr_drop], drops)
+    whole = js.trajectory(run, points=3, batch_stats=True, progress=False)
+    assert whole.attrs["num_params"] == trees.size(run.variables) > ds.attrs["num_params"]
+    np.testing.assert_allclose(whole.true_loss, ds.true_loss, rtol=1e-6)
+
+
 def test_metrics_config_and_checkpoints(run):
     assert [row["epoch"] for row in run.metrics] == [0, 1, 2, 3]
     assert run.metrics[-1]["train_loss"] < run.metrics[0]["train_loss"]
@@ -370,6 +438,8 @@ def test_a_finished_or_different_run_is_not_overwritten(copy):
         ({"precision": "float16"}, "precision is 'float16', expected one of float32, bfloat16"),
         ({"epochs": 0}, "epochs is 0, expected at least 1"),
         ({"accumulate": 0}, "accumulate is 0, expected at least 1"),
+        ({"save_steps": -1}, "save_steps is -1, expected at least 0"),
+        ({"steps_dtype": "int8"}, "steps_dtype is .int8., expected one of float32, float16, bfloat16"),
         ({"epochs": 5, "warmup": 5}, "warmup is 5, expected less than the 5 epochs"),
         ({"label_noise": 1.5}, "label_noise is 1.5, expected a share from 0 to 1"),
     ],

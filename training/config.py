@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 import models
 from jaxscape import datasets, runs
+from jaxscape.checkpoints import STEP_DTYPES
 
 OPTIMIZERS = {"sgd": 0.1, "adam": 1e-3}  # with the paper's initial learning rate, section 5
 PRECISIONS = ("float32", "bfloat16")
@@ -41,6 +42,8 @@ class Config:
     precision: str = "float32"
     seed: int = 0
     save_every: int = 10  # epochs
+    save_steps: int = 0  # steps between two of the checkpoints within epochs; 0: none
+    steps_dtype: str = "float32"  # of these; in 16 bits their differences from the initialization
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained, before anything is written."""
@@ -49,6 +52,7 @@ class Config:
             ("dataset", datasets.LOADERS),
             ("loss", runs.LOSSES),
             ("optimizer", OPTIMIZERS),
+            ("steps_dtype", STEP_DTYPES),
             ("precision", PRECISIONS),
         ):
             if getattr(self, name) not in known:
@@ -56,6 +60,8 @@ class Config:
         for name in ("width", "batch_size", "accumulate", "epochs", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        if self.save_steps < 0:
+            raise ValueError(f"save_steps is {self.save_steps}, expected at least 0.")
         if not 0 <= self.warmup < self.epochs:
             raise ValueError(f"warmup is {self.warmup}, expected less than the {self.epochs} epochs, and not below 0.")
         if not 0 <= self.label_noise <= 1:

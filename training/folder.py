@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxscape import runs
+from jaxscape.checkpoints import CHECKPOINTS, STEPS, checkpoint_manager, to_vector
 from jaxscape.types import Params
 from training.config import Config
 from training.step import TrainState
@@ -43,7 +44,9 @@ class RunFolder:
         if self.writes and not there:
             kept = dataclasses.asdict(config) | {"versions": _versions()}
             _replace(path / runs.CONFIG, json.dumps(kept, indent=2) + "\n")
-        self.manager = runs.checkpoint_manager(path / runs.CHECKPOINTS)
+        self.manager = checkpoint_manager(path / CHECKPOINTS)
+        self.steps = checkpoint_manager(path / STEPS) if config.save_steps else None
+        self._steps_dtype = config.steps_dtype
         last = self.manager.latest_step()
         self.board: Any = None
         if writer and self.writes:
@@ -80,9 +83,18 @@ class RunFolder:
         args = ocp.args.Composite(**{name: ocp.args.StandardSave(value) for name, value in items.items()})
         self.manager.save(epoch, args=args)
 
+    def save_step(self, step: int, state: TrainState, first: Params) -> None:
+        """Write the weights within an epoch; what a run that was resumed has written before is the same."""
+        if self.steps is None or (self.steps.latest_step() or 0) >= step:
+            return
+        kept = {"vector": _vector(_variables(state), first, self._steps_dtype)}
+        self.steps.save(step, args=ocp.args.Composite(variables=ocp.args.StandardSave(kept)))
+
     def close(self) -> None:
         """Wait until all is written."""
         self.manager.close()
+        if self.steps:
+            self.steps.close()
         if self.board:
             self.board.close()
 
@@ -108,6 +120,9 @@ def _write_rows(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     _replace(path, text.getvalue())
+
+
+_vector = jax.jit(to_vector, static_argnames="dtype")
 
 
 def _variables(state: TrainState) -> dict[str, Params]:

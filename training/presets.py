@@ -1,6 +1,7 @@
 """The runs behind the paper's tables and figures."""
 
 import itertools
+from dataclasses import replace
 
 from training.config import Config
 
@@ -24,8 +25,15 @@ def _small_and_large(arch: str, large: int) -> list[Config]:
     ]
 
 
+def _paths(examples: int) -> list[Config]:
+    """The paper's figure 9 on digits: the large batch is half of them, weights are kept after every epoch."""
+    runs = [replace(c, dataset="digits", epochs=30) for c in _small_and_large("vgg9", examples // 2 + 1)]
+    return [replace(c, save_every=30, save_steps=-(-examples // c.batch_size)) for c in runs]
+
+
 PRESETS: dict[str, list[Config]] = {
     "paper-fig2": _small_and_large("vgg9", 8192),  # figures 2 and 3
     "paper-table1": _small_and_large("resnet56", 4096),  # and figures 14 and 15
+    "digits-fig9": _paths(1437),
     "paper-table2": [Config(arch=a, noshort=n, dataset="cifar10", lr=lr) for a, n, lr in _RESNETS],  # and figure 5
 }

@@ -12,6 +12,7 @@ from jaxscape.plot._curves import line, training_curves
 from jaxscape.plot._scale import levels
 from jaxscape.plot._style import save
 from jaxscape.plot._surfaces import compare, contour, contourf, heatmap, surface3d
+from jaxscape.plot._trajectory import trajectories, trajectory, trajectory3d, trajectory_animation
 
 __all__ = [
     "compare",
@@ -25,4 +26,8 @@ __all__ = [
     "spectrum",
     "surface3d",
     "training_curves",
+    "trajectories",
+    "trajectory",
+    "trajectory3d",
+    "trajectory_animation",
 ]

@@ -77,7 +77,8 @@ def _draw_surface3d(ax: Axes, one: Field, scale: Scale) -> str:
     ax.set_zlim(bottom, top)
     ax.set_zticks(height(ticks), [number(v) for v in ticks])
     # Long labels leave the picture along slanted axes: the symbols must do. The colour bar names the height.
-    ax.set(xlabel=one.labels[0].partition(" (")[0], ylabel=one.labels[1].partition(" (")[0])
+    x, y = (label.partition(" (")[0].replace(" component", "") for label in one.labels[:2])
+    ax.set(xlabel=x, ylabel=y)
     # Labels stand away from each other where two axes meet: x and y in front, y and z on the right.
     for axis, side, pad in ((ax.xaxis, "right", -3), (ax.yaxis, "left", 1)):
         axis.set_tick_params(pad=pad)

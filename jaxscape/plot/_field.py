@@ -112,6 +112,11 @@ def axis_label(result: xr.Dataset, dim: Any) -> str:
     """What a step along one dimension is, as far as the result tells."""
     symbol = _GREEK.get(dim, str(dim))
     kind = result.attrs.get("directions", "")
+    if kind == "PCA" and "explained_variance_ratio" in result and dim in _RANK:
+        share = float(result.explained_variance_ratio[_RANK[dim]])
+        return f"{('1st', '2nd')[_RANK[dim]]} PC component: {100 * share:.1f} %"  # as the paper has it
+    if "axis_labels" in result.attrs and dim in _RANK:
+        return str(result.attrs["axis_labels"]).split(" | ")[_RANK[dim]]
     if kind != "random":
         return f"{symbol} ({kind})" if kind else symbol
     norm = str(result.attrs.get("norm", "None"))

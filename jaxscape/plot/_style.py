@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.animation import Animation, writers
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -62,19 +63,30 @@ def count_note(mask: np.ndarray, what: str) -> str:
     return f"{count} of {mask.size} points {what}" if count else ""
 
 
-def save(picture: Axes | Figure, path: str | Path, *, dpi: int = 200) -> Path:
-    """Write a picture; the text of vector formats stays text.
+def save(picture: Axes | Figure | Animation, path: str | Path, *, dpi: int = 200) -> Path:
+    """Write a picture or an animation; the text of vector formats stays text.
 
     Args:
-        picture: A figure, or axes of it.
-        path: The file; its suffix is the format (``.pdf``, ``.svg``, ``.png``). Missing folders are made.
+        picture: A figure, or axes of it; or what `trajectory_animation` gave.
+        path: The file; its suffix is the format (``.pdf``, ``.svg``, ``.png``; ``.gif`` or, with ffmpeg, ``.mp4`` of an
+            animation). Missing folders are made.
         dpi: Dots per inch of pixel formats.
 
     Returns:
         The path.
+
+    Raises:
+        ValueError: An animation is to be written in another format, or as ``.mp4`` without ffmpeg.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(picture, Animation):
+        writer = {".gif": "pillow", ".mp4": "ffmpeg"}.get(path.suffix)
+        if writer is None or not writers.is_available(writer):
+            reason = "has no ffmpeg to write it with" if writer else "is no format of an animation"
+            raise ValueError(f"path is {path.name}, which {reason}; expected .gif, or .mp4 where ffmpeg is installed.")
+        picture.save(path, writer=writer, dpi=dpi)
+        return path
     # TrueType in PDF, not the Type 3 outlines that some journals refuse.
     with mpl.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}):
         picture.figure.figure.savefig(path, dpi=dpi)  # from axes or a subfigure up to the whole figure

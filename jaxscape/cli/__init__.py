@@ -1,0 +1,30 @@
+"""The command line: ``jaxscape surface|line|hessian|trajectory|plot|report``, each a short use of the library."""
+
+import sys
+from collections.abc import Sequence
+
+import jax
+
+from jaxscape import engine
+from jaxscape.cli._parser import make_parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The arguments; None: those of the process.
+
+    Returns:
+        The exit status: 0, or 2 after a mistake in what was asked, told in one line.
+    """
+    args = make_parser().parse_args(argv)
+    engine.use_all_cores()
+    try:
+        if getattr(args, "distributed", False):
+            jax.distributed.initialize()
+        args.command(args)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"jaxscape: error: {error}", file=sys.stderr)
+        return 2
+    return 0

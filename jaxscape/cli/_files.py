@@ -1,0 +1,52 @@
+"""Results and pictures on disk."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxscape import plot
+
+
+def read(path: Path) -> xr.Dataset:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} not found; `jaxscape surface RUN` makes RUN/surface.zarr.")
+    if not (path / "zarr.json").exists():
+        raise ValueError(f"{path} is no result; expected a .zarr folder that jaxscape wrote.")
+    return xr.open_zarr(path, consolidated=False).load()
+
+
+def check_replaceable(path: Path) -> None:
+    """Before the work, not after it: what is there must be an earlier result."""
+    if path.exists() and not (path / "zarr.json").exists():
+        raise ValueError(f"{path} exists and is no result of jaxscape; choose another --out.")
+
+
+def write(result: xr.Dataset, path: Path) -> None:
+    """Write beside it and rename: an earlier result goes only when the new one is complete."""
+    new, old = (path.with_name(f".{path.name}.{state}") for state in ("new", "old"))
+    shutil.rmtree(new, ignore_errors=True)
+    result.to_zarr(new, mode="w", consolidated=False)
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+    print(path)
+
+
+def draw(picture: Axes | Figure, path: Path) -> None:
+    print(plot.save(picture, path))
+    plt.close(picture.figure.figure)
+
+
+def print_table(rows: Sequence[Sequence[str]], left: int) -> None:
+    """Columns in line: so many set to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        print("  ".join(cells).rstrip())

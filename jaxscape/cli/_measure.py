@@ -1,0 +1,147 @@
+"""Commands that measure: they write a result into the run's folder, and draw it."""
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import xarray as xr
+
+import jaxscape as js
+from jaxscape import plot
+from jaxscape.cli._files import check_replaceable, draw, write
+
+
+def surface(args: argparse.Namespace) -> None:
+    run = js.load_run(args.run)
+    out = Path(args.out or run.path / "surface.zarr")
+    check_replaceable(out)
+    result = js.surface(
+        run.params,
+        run.loss_fn,
+        data_of(run, args.split),
+        directions=directions_of(args, run.params, 2),
+        grid=_plane(args),
+        store=partial(out, args),
+        **evaluating(args),
+    )
+    if jax.process_index():
+        return  # process 0 writes
+    result.attrs |= {"title": f"{name_of(run)}, {args.split}", "split": args.split}
+    write(result, out)
+    shutil.rmtree(out.with_suffix(".partial"), ignore_errors=True)  # the whole result is there
+    stem = out.with_suffix("")
+    draw(plot.contour(result), stem.with_name(f"{stem.name}_contour.png"))
+    draw(plot.surface3d(result), stem.with_name(f"{stem.name}_3d.png"))
+    print(_summary(result))
+
+
+def line(args: argparse.Namespace) -> None:
+    run = js.load_run(args.run)
+    directions = directions_of(args, run.params, 1)
+    start, stop = args.range
+    grid = js.Grid.line(start, stop, args.points)
+    results = {}
+    for split in ("train", "test"):
+        out = run.path / f"line_{split}.zarr"
+        check_replaceable(out)
+        data = data_of(run, split)
+        result = js.surface(run.params, run.loss_fn, data, directions=directions, grid=grid, **evaluating(args))
+        result.attrs |= {"title": f"{name_of(run)}, {split}", "split": split}
+        if not jax.process_index():
+            write(result, out)
+        results[split] = result.assign_attrs(title=name_of(run))
+    if jax.process_index():
+        return
+    draw(plot.line(results), run.path / "line.png")
+    for split, result in results.items():
+        print(f"{split}: {_summary(result)}")
+
+
+def hessian(args: argparse.Namespace) -> None:
+    run = js.load_run(args.run)
+    out = Path(args.out or run.path / "hessian.zarr")
+    check_replaceable(out)
+    ignore: Any = "bias_norm" if args.weights_only else None
+    kept = out.with_suffix(".partial")
+    result = js.eigenvalue_map(
+        run.params,
+        run.loss_fn,
+        data_of(run, args.split),
+        directions=directions_of(args, run.params, 2),
+        grid=_plane(args),
+        tol=args.tol,
+        max_matvecs=args.max_matvecs,
+        subset=args.subset,
+        ignore=ignore,
+        batch_size=args.batch_size,
+        store=kept,
+        seed=args.seed,
+    )
+    if args.spectrum:
+        density = js.spectral_density(
+            run.params, run.loss_fn, data_of(run, args.split), ignore=ignore, batch_size=args.batch_size, key=args.seed
+        )
+    if jax.process_index():
+        return
+    told = {"title": f"{name_of(run)}, {args.split}", "split": args.split}
+    write(result.assign_attrs(told), out)
+    shutil.rmtree(kept)  # the whole result is there
+    draw(plot.eigenvalue_map(result.assign_attrs(told)), out.with_suffix(".png"))
+    if args.spectrum:
+        write(density.assign_attrs(told), run.path / "spectrum.zarr")
+        draw(plot.spectrum(density.assign_attrs(told)), run.path / "spectrum.png")
+    points, attrs = result.ratio.size, result.attrs
+    print(
+        f"{points} points in {attrs['seconds']:.1f} s, {int(result.num_matvecs.sum())} products, eigenvalues from "
+        f"{float(result.min_eigenvalue.min()):.4g} to {float(result.max_eigenvalue.max()):.4g}, ratio in the median "
+        f"{float(result.ratio.median()):.4g}, {attrs['unconverged_points']} points not converged, "
+        f"{attrs['nonfinite_points']} not finite"
+    )
+
+
+def directions_of(args: argparse.Namespace, params: Any, num: int) -> js.Directions:
+    """The random directions that were asked for."""
+    norm: Any = None if args.norm == "none" else args.norm
+    ignore: Any = None if args.ignore == "none" else args.ignore or "bias_norm"
+    return js.random_directions(args.seed, params, num=num, norm=norm, ignore=ignore)
+
+
+def _plane(args: argparse.Namespace) -> js.Grid:
+    """``--points`` of one axis are those of both."""
+    num_alpha, num_beta = args.points if len(args.points) == 2 else args.points * 2
+    return js.Grid.plane((*args.range, num_alpha), (*args.range, num_beta))
+
+
+def partial(out: Path, args: argparse.Namespace) -> Path | None:
+    """Where exact points are kept until the result is whole."""
+    return out.with_suffix(".partial") if args.rtol is None else None
+
+
+def evaluating(args: argparse.Namespace) -> dict[str, Any]:
+    """How the loss is to be evaluated."""
+    return {
+        "rtol": args.rtol,
+        "atol": args.atol,
+        "batch_size": args.batch_size,
+        "compute_dtype": args.compute_dtype,
+    }
+
+
+def data_of(run: Any, split: str) -> Any:
+    """A split of the run's data."""
+    return run.data if split == "train" else run.test_data
+
+
+def name_of(run: Any) -> str:
+    """The network."""
+    return run.config["arch"] + (" without shortcuts" if run.config["noshort"] else "")
+
+
+def _summary(result: xr.Dataset) -> str:
+    points, seconds = result.loss.size, result.attrs["seconds"]
+    return (
+        f"{points} points in {seconds:.1f} s ({points / max(seconds, 1e-3):.3g} points/s), "
+        f"center loss {result.attrs['center_loss']:.4g}, {result.attrs['nonfinite_points']} points not finite"
+    )

@@ -60,10 +60,6 @@ def write(folder: Path, count: int) -> None:
     steps.close()
 
 
-def _noise(rng: np.random.Generator, x: Any) -> np.ndarray:
-    return 0.003 * rng.normal(size=x.shape).astype(x.dtype)
-
-
 def ours(path: Any) -> tuple[np.ndarray, np.ndarray]:
     """The library's."""
     directions, ratio = js.pca_directions(path, center="mean", progress=False)

@@ -63,14 +63,27 @@ def _example(params, x, label):
     return {"loss": np.log(np.sum(np.exp(x - x.max()))) + x.max() - x[label], "accuracy": np.argmax(x) == label}
 
 
+PREAMBLE = """
+import sys
+import numpy as np
+import jax
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+port, num, index, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+jax.distributed.initialize(f"127.0.0.1:{port}", num, index, heartbeat_timeout_seconds=10)
+import jaxscape as js
+"""
+
+
 def launch(num, out, code):
-    """Start processes that run this code with a port, their number, their index and a folder."""
+    """Start the processes of one program, 2 devices each; the code knows `num`, `index` and the folder `out`."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     port = str(20000 + os.getpid() % 20000 + num)
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"PYTHONPATH": root}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", code, port, str(num), str(i), str(out)],
+            [sys.executable, "-c", PREAMBLE + code, port, str(num), str(i), str(out)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

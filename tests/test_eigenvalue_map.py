@@ -248,15 +248,6 @@ def test_memory_is_bounded_by_the_basis():
 
 
 WORKER = """
-import sys
-import numpy as np
-import jax
-jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-port, num, index, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-jax.distributed.initialize(f"127.0.0.1:{port}", num, index, heartbeat_timeout_seconds=10)
-import jaxscape as js
 from tests.test_eigenvalue_map import DATA, PARAMS, directions, loss_fn, mapped
 plain, stored = mapped(), mapped(store=f"{out}/map.zarr")
 one = mapped(directions=directions()[:1], grid=js.Grid.line(0, 1, 2))  # fewer chains than processes

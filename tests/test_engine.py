@@ -262,15 +262,6 @@ def test_a_real_trial_measures(monkeypatch):
 # ---- processes
 
 WORKER = """
-import sys
-import numpy as np
-import jax
-jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-port, num, index, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-jax.distributed.initialize(f"127.0.0.1:{port}", num, index, heartbeat_timeout_seconds=10)
-import jaxscape as js
 from tests.problems import classification_data, mlp_loss, mlp_params
 params, data = mlp_params(), classification_data(examples=37)
 options = dict(directions=js.random_directions(0, params), grid=js.Grid.plane((-1, 1, 5), (0, 1, 3)), batch_size=8)

@@ -508,15 +508,8 @@ def test_distributed_finds_its_peers_first(monkeypatch, tmp_path, capsys):
 
 
 WORKER = """
-import shutil, sys
-import jax
-import numpy as np
+import shutil
 from jax.experimental import multihost_utils
-jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-port, num, index, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-jax.distributed.initialize(f"127.0.0.1:{port}", num, index)
 import train
 config = train.Config(arch="resnet20", epochs=2, batch_size=256, lr=0.01, save_every=1)
 run = train.train(config, f"{out}/{num}")

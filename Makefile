@@ -42,7 +42,7 @@ PATHS := runs/figure9
 CONTRAST := $(PATHS)/vgg9_digits_epochs=30
 docs/trajectories.png: env
 	$(BIN)/python train.py --preset digits-fig9 --out $(PATHS) --resume
-	$(BIN)/jaxscape trajectory $(PATHS)/* --steps --out docs/trajectories.png
+	$(BIN)/jaxscape trajectory $(PATHS)/*digits_[!o]* $(PATHS)/*adam* --steps --out docs/trajectories.png
 	$(BIN)/jaxscape trajectory $(CONTRAST) --steps --directions random
 	$(BIN)/jaxscape trajectory $(CONTRAST) --steps --directions solution
 	$(BIN)/jaxscape plot $(CONTRAST)/trajectory_random.zarr $(CONTRAST)/trajectory_solution.zarr $(CONTRAST)/trajectory.zarr \

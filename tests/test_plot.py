@@ -192,6 +192,15 @@ def test_levels_span_all_results_and_ascend(num, top):
     assert 2 <= len(levels) <= num + 2
 
 
+def test_labels_of_contours_do_not_touch_in_a_narrow_valley():
+    points = np.linspace(-1, 1, 41)
+    valley = surface(lambda a, b: 1e-5 + 100 * np.abs(a) ** 3, points, points)
+    ax = plot.contour(valley, plt.subplots(figsize=(2.6, 2.6))[1], log=True)
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert len(boxes) >= 2
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+
+
 def test_levels_end_at_loss_max():
     assert plot.levels(surface(steep), loss_max=10)[-1] == 10
     assert plot.levels(surface(bowl), loss_max=1.7)[-1] == 1.7

@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.contour import ContourSet
+from matplotlib.transforms import BboxBase
 from mpl_toolkits.mplot3d import Axes3D
 
 from jaxscape.plot._field import SIGNED, Field
@@ -33,8 +35,20 @@ def _draw_contour(ax: Axes, one: Field, scale: Scale) -> str:
         return "" if one.bad.all() else f"no level is crossed: {_range(one.z)}"
     z = np.ma.masked_invalid(_floored(one.z, scale))
     lines = ax.contour(one.x, one.y, z, crossed, norm=scale.norm(), cmap=CMAP, linewidths=1.0)
-    ax.clabel(lines, crossed[:: -(-len(crossed) // 7)], fontsize=7, fmt=number, inline_spacing=2, colors="0.15")
+    _label(ax, lines, crossed[:: -(-len(crossed) // 7)])
     return ""
+
+
+def _label(ax: Axes, lines: ContourSet, levels: list[float]) -> None:
+    """The levels on their lines; where lines are close, what would touch another label is left out."""
+    kept: list[BboxBase] = []
+    for label in ax.clabel(lines, levels, fontsize=7, fmt=number, inline=False, colors="0.15"):
+        box = label.get_window_extent()
+        if any(box.overlaps(other) for other in kept):
+            label.remove()
+        else:
+            label.set_bbox({"facecolor": "w", "edgecolor": "none", "pad": 0.3})
+            kept.append(box)
 
 
 def _draw_contourf(ax: Axes, one: Field, scale: Scale) -> str:

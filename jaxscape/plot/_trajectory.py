@@ -96,9 +96,10 @@ def trajectories(
         )
         for ax, (title, result) in zip(axes.flat, named.items(), strict=False):
             one, scale = _ground(result, metric, None, log, loss_max)
-            x, y = (re.sub(r".*\((.*?)(,.*)?\)", r"\1", label) for label in one.labels[:2])  # a panel is narrow
+            x, y = (re.sub(r".*\((.*?)(,.*)?\)", r"\1", label) for label in one.labels[:2])
             one = one._replace(title=title, labels=(x, y, one.labels[2]))
             _draw_paths(ax, {"": result}, one, scale, legend=False)
+            ax.title.set_fontsize(8.5)  # a panel is narrow
         for ax in axes.flat[len(named) :]:
             ax.set_axis_off()
     return figure

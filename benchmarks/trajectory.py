@@ -3,9 +3,10 @@
     python -m benchmarks.trajectory [--checkpoints 300] [--turns 3]
 
 ResNet-56 for digits on a random walk, written as `train.py` writes it: whole checkpoints of every epoch (``epochs``;
-weights and batch statistics, without the optimizer), or one vector for every step (``steps``). Both programs read the
-same files and give the same first two directions to 1e-3. Memory is the resident set at its peak above that after
-the same call on four checkpoints, repeated to as many, in units of the weights: each program in a process of its own.
+weights and batch statistics, without the optimizer), or one vector for every step, 20 to a file (``steps``). Both
+programs read the same files and give the same first two directions to 1e-3. Memory is the resident set at its peak
+above that after the same call on four checkpoints, repeated to as many, in units of the weights: each program in a
+process of its own.
 """
 
 import argparse
@@ -46,16 +47,17 @@ def write(folder: Path, count: int) -> None:
     rng = np.random.default_rng(0)
     drift = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), params)
     whole, steps = (checkpoint_manager(folder / name) for name in (CHECKPOINTS, STEPS))
-    first = {"params": params, "batch_stats": stats}
+    first, waiting = {"params": params, "batch_stats": stats}, dict[str, Any]()
     for i in range(count):
         params = jax.tree.map(
             lambda x, d: x + 0.01 * d + 0.003 * rng.normal(size=x.shape).astype(x.dtype), params, drift
         )
         now = {"params": params, "batch_stats": stats}
         whole.save(i, args=ocp.args.Composite(variables=ocp.args.StandardSave(now)))
-        if i:
-            vector = {"vector": to_vector(now, first, "float32")}
-            steps.save(i, args=ocp.args.Composite(variables=ocp.args.StandardSave(vector)))
+        waiting |= {str(i): to_vector(now, first, "float32")} if i else {}
+        if len(waiting) == 20 or i == count - 1:
+            steps.save(i, args=ocp.args.Composite(variables=ocp.args.StandardSave(waiting)))
+            waiting = {}
     whole.close()
     steps.close()
 

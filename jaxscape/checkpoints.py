@@ -2,7 +2,8 @@
 
 ``RUN/checkpoints`` has whole ones (weights, batch statistics, optimizer), saved every few epochs; ``RUN/steps``, if it
 was asked for, has the weights and batch statistics every few steps, each as one vector: full, or as 16-bit differences
-from the initialization.
+from the initialization. Several vectors are written together, in a folder named by the last: a save of orbax takes
+50 ms, however small.
 """
 
 import functools
@@ -70,8 +71,18 @@ def epoch_checkpoints(run: Path) -> Checkpoints:
     path = run / CHECKPOINTS
     if not path.exists():
         return Checkpoints((), lambda _: {})
-    epochs, read = _opened(path)
-    return Checkpoints(epochs, lambda index: read(epochs[index]))
+    manager = checkpoint_manager(path)
+    epochs = tuple(manager.all_steps())
+
+    @functools.cache
+    def names() -> Any:  # orbax tells the structure, once
+        import orbax.checkpoint as ocp
+
+        args = ocp.args.Composite(variables=ocp.args.StandardRestore())
+        found = manager.restore(epochs[-1], args=args)["variables"]
+        return jax.tree_util.tree_map_with_path(lambda p, _: ".".join(str(k.key) for k in p), found)
+
+    return Checkpoints(epochs, lambda index: _read(_folder(path, epochs[index]), names()))
 
 
 def step_checkpoints(run: Path, steps_per_epoch: int) -> Checkpoints:
@@ -89,38 +100,41 @@ def step_checkpoints(run: Path, steps_per_epoch: int) -> Checkpoints:
         return Checkpoints((), lambda _: {})
     whole = epoch_checkpoints(run)
     first = functools.cache(lambda: whole.variables(0))
-    steps, read = _opened(path)
+    folders = [_folder(path, last) for last in checkpoint_manager(path).all_steps()]
+    kept = sorted((int(name), folder) for folder in folders for name in _names(folder))
+    steps = [step for step, _ in kept]
 
     def variables(index: int) -> dict[str, Params]:
-        return from_vector(read(steps[index - 1])["vector"], first()) if index else first()
+        if index == 0:
+            return first()
+        step, folder = kept[index - 1]
+        return from_vector(_read(folder, str(step)), first())
 
     return Checkpoints((0.0, *(step / steps_per_epoch for step in steps)), variables)
 
 
-def _opened(path: Path) -> tuple[tuple[int, ...], Callable[[int], Any]]:
-    """The steps that a folder has, and what reads the variables of one.
+def _folder(path: Path, step: int) -> Path:
+    """Where orbax keeps the arrays of a step."""
+    return path.absolute() / str(step) / "variables"
 
-    Orbax tells the structure, once; the arrays are read with tensorstore, as orbax has written them: 22 ms instead of
-    490 for the 287 arrays of a ResNet-56, and without the 1.8 MB that stay in memory each time.
 
-    Returns:
-        Both.
-    """
-    manager = checkpoint_manager(path)
+def _names(folder: Path) -> list[str]:
+    """The names of the arrays that orbax has written into a folder."""
+    import tensorstore as ts
 
-    @functools.cache
-    def names() -> Any:
-        import orbax.checkpoint as ocp
-
-        args = ocp.args.Composite(variables=ocp.args.StandardRestore())
-        found = manager.restore(manager.latest_step(), args=args)["variables"]
-        return jax.tree_util.tree_map_with_path(lambda p, _: ".".join(str(k.key) for k in p), found)
-
-    return tuple(manager.all_steps()), lambda step: _read(path.absolute() / str(step) / "variables", names())
+    keys = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/"}).result().list().result()
+    return [key.decode().removesuffix("/.zarray") for key in keys if key.endswith(b"/.zarray")]
 
 
 def _read(folder: Path, names: Any) -> Any:
-    """The arrays of these names, all at once, and nothing kept of the files."""
+    """The arrays of these names, all at once, and nothing kept of the files.
+
+    With tensorstore, as orbax has written them: 22 ms instead of orbax's 490 for the 287 arrays of a ResNet-56, and
+    without the 1.8 MB that stay in memory each time.
+
+    Returns:
+        A pytree like the names.
+    """
     import tensorstore as ts
 
     context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})

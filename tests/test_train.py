@@ -273,13 +273,16 @@ def test_a_run_keeps_its_steps_in_16_bits(stepped, tmp_path):
     same(run.steps.variables(-1), from_vector(to_vector(exact, first, "float16"), first))
 
 
-def test_a_resumed_run_keeps_the_same_steps(stepped, tmp_path):
-    config = dataclasses.replace(CONFIG, epochs=2, save_steps=2)
-    shutil.copytree(stepped.path, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")  # killed within epoch 2, after its first steps
+def test_a_resumed_run_keeps_the_same_steps(stepped, tmp_path, monkeypatch):
+    config, out = dataclasses.replace(CONFIG, epochs=2, save_steps=2), tmp_path / "run"
+    monkeypatch.setattr("training.folder._TOGETHER", 0)  # each is written at once
+    train.train(config, out, progress=False)
+    assert sorted(int(folder.name) for folder in (out / "steps").iterdir()) == [2, 4, 6, 8, 10, 12]
+    assert sorted(int(folder.name) for folder in (stepped.path / "steps").iterdir()) == [6, 12]  # with each epoch
+    shutil.rmtree(out / "checkpoints" / "2")  # killed within epoch 2, after its first steps
     for step in (10, 12):
-        shutil.rmtree(tmp_path / "run" / "steps" / str(step))
-    resumed = train.train(config, tmp_path / "run", resume=True, progress=False)
+        shutil.rmtree(out / "steps" / str(step))
+    resumed = train.train(config, out, resume=True, progress=False)
     assert resumed.steps.epochs == stepped.steps.epochs
     for a, b in zip(resumed.steps, stepped.steps, strict=True):
         same(a, b)

@@ -20,6 +20,8 @@ from jaxscape.types import Params
 from training.config import Config
 from training.step import TrainState
 
+_TOGETHER = 2**26  # bytes of steps written at once: enough to hide the 50 ms of a save, little beside a network
+
 
 class RunFolder:
     """A folder with config.json, metrics.csv, weight_norms.csv and checkpoints."""
@@ -46,7 +48,7 @@ class RunFolder:
             _replace(path / runs.CONFIG, json.dumps(kept, indent=2) + "\n")
         self.manager = checkpoint_manager(path / CHECKPOINTS)
         self.steps = checkpoint_manager(path / STEPS) if config.save_steps else None
-        self._steps_dtype = config.steps_dtype
+        self._steps_dtype, self._waiting = config.steps_dtype, dict[str, jax.Array]()
         last = self.manager.latest_step()
         self.board: Any = None
         if writer and self.writes:
@@ -76,7 +78,10 @@ class RunFolder:
         return epoch, TrainState(**found["variables"], optimizer=found["optimizer"])
 
     def save(self, epoch: int, state: TrainState) -> None:
-        """Write a checkpoint; it counts only once it is complete."""
+        """Write a checkpoint, after the steps before it; it counts only once it is complete."""
+        self._write_steps()
+        if self.steps:
+            self.steps.wait_until_finished()
         items = {"variables": _variables(state), "optimizer": state.optimizer}
         # The next step donates these buffers, and orbax writes in the background: hand it copies.
         items = jax.tree.map(jnp.copy, items)
@@ -84,14 +89,22 @@ class RunFolder:
         self.manager.save(epoch, args=args)
 
     def save_step(self, step: int, state: TrainState, first: Params) -> None:
-        """Write the weights within an epoch; what a run that was resumed has written before is the same."""
+        """Keep the weights within an epoch; what a run that was resumed has written before is the same."""
         if self.steps is None or (self.steps.latest_step() or 0) >= step:
             return
-        kept = {"vector": _vector(_variables(state), first, self._steps_dtype)}
-        self.steps.save(step, args=ocp.args.Composite(variables=ocp.args.StandardSave(kept)))
+        self._waiting[str(step)] = _vector(_variables(state), first, self._steps_dtype)
+        if sum(vector.nbytes for vector in self._waiting.values()) >= _TOGETHER:
+            self._write_steps()
+
+    def _write_steps(self) -> None:
+        if self.steps and self._waiting:
+            last = max(map(int, self._waiting))
+            self.steps.save(last, args=ocp.args.Composite(variables=ocp.args.StandardSave(self._waiting)))
+            self._waiting = {}
 
     def close(self) -> None:
         """Wait until all is written."""
+        self._write_steps()
         self.manager.close()
         if self.steps:
             self.steps.close()

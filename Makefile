@@ -69,6 +69,7 @@ bench: env
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.hessian
 	$(BIN)/python -m benchmarks.trajectory
+	$(BIN)/python -m benchmarks.saving
 
 clean:
 	rm -rf .venv demo

@@ -20,7 +20,7 @@ from jaxscape.types import Params
 from training.config import Config
 from training.step import TrainState
 
-_TOGETHER = 2**26  # bytes of steps written at once: enough to hide the 50 ms of a save, little beside a network
+_TOGETHER = 2**26  # bytes of steps written at once: enough to hide the 40 ms of a save, little beside a network
 
 
 class RunFolder:

@@ -23,7 +23,14 @@ class Store:
         done: Whether each row has been written.
     """
 
-    def __init__(self, path: str | Path, recipe: Mapping[str, Any], rows: int, block: int) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        recipe: Mapping[str, Any],
+        rows: int,
+        block: int,
+        like: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Open the store of a recipe, or make it.
 
         Args:
@@ -31,6 +38,7 @@ class Store:
             recipe: What the numbers depend on; values that JSON can hold.
             rows: Of the whole result.
             block: Rows that are written at a time.
+            like: The variables, if they are known: where several processes write, none may have to make them.
 
         Raises:
             ValueError: The folder holds something else, or the store of another recipe; the message says what differs.
@@ -49,9 +57,23 @@ class Store:
         if "done" not in self._group:
             self._group.create_array("done", shape=(rows,), chunks=(block,), dtype=bool, fill_value=False)
         self.done: np.ndarray = np.asarray(self._group["done"])
+        self._make(like or {})
+
+    def _make(self, like: Mapping[str, np.ndarray]) -> None:
+        for name, value in like.items():
+            if name not in self._group:
+                shape, chunks = (len(self.done), *value.shape[1:]), (self._block, *value.shape[1:])
+                self._group.create_array(name, shape=shape, chunks=chunks, dtype=value.dtype)
 
     @classmethod
-    def shared(cls, path: str | Path, recipe: Mapping[str, Any], rows: int, block: int) -> "Store":
+    def shared(
+        cls,
+        path: str | Path,
+        recipe: Mapping[str, Any],
+        rows: int,
+        block: int,
+        like: Mapping[str, np.ndarray] | None = None,
+    ) -> "Store":
         """The store of all processes, made by process 0; none writes before all have seen what is done.
 
         Args:
@@ -59,14 +81,15 @@ class Store:
             recipe: As there.
             rows: As there.
             block: As there.
+            like: As there.
 
         Returns:
             The store, as this process sees it.
         """
-        opened = None if jax.process_index() else cls(path, recipe, rows, block)
+        opened = None if jax.process_index() else cls(path, recipe, rows, block, like)
         for step in ("made", "seen"):
             _together(step)
-            opened = opened or cls(path, recipe, rows, block)
+            opened = opened or cls(path, recipe, rows, block, like)
         return opened  # type: ignore[return-value]
 
     def write(self, rows: slice, values: Mapping[str, np.ndarray]) -> None:
@@ -77,11 +100,8 @@ class Store:
             values: An array for each variable, the rows along its first axis.
         """
         with self._lock:  # creating arrays from several threads
+            self._make(values)
             for name, value in values.items():
-                if name not in self._group:
-                    shape = (len(self.done), *value.shape[1:])
-                    chunks = (self._block, *value.shape[1:])
-                    self._group.create_array(name, shape=shape, chunks=chunks, dtype=value.dtype)
                 self._group[name][rows] = value
             self._group["done"][rows] = True
             self.done[rows] = True

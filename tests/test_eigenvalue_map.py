@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 
@@ -194,6 +195,16 @@ def test_store_keeps_blocks(tmp_path):
     assert again.done.tolist() == [False, False, True, True, False]
     np.testing.assert_array_equal(again.read()["x"][2:4], [[1, 2], [3, 4]])
     assert again.read()["ok"].dtype == bool
+
+
+def test_of_several_processes_none_makes_the_arrays_that_it_writes(tmp_path, monkeypatch):
+    like = {"x": np.zeros((5, 2)), "ok": np.zeros(5, bool)}
+    one, other = (Store(tmp_path / "s.zarr", {"seed": 1}, 5, 2, like) for _ in range(2))
+    monkeypatch.setattr(zarr.Group, "create_array", None)  # two that did so at once would fail
+    one.write(slice(0, 2), {"x": np.ones((2, 2)), "ok": np.ones(2, bool)})
+    other.write(slice(2, 4), {"x": np.full((2, 2), 2.0), "ok": np.ones(2, bool)})
+    np.testing.assert_array_equal(other.read()["x"], [[1, 1], [1, 1], [2, 2], [2, 2], [0, 0]])
+    assert Store(tmp_path / "s.zarr", {"seed": 1}, 5, 2).done.tolist() == [True] * 4 + [False]
 
 
 @pytest.mark.parametrize(

@@ -89,13 +89,13 @@ def over_grid(
     coords = grid.points()[path]
     made = provenance(params, directions.basis, data)
     recipe = {**told, "fingerprint": made["fingerprint"], "ignore": str(ignore), "axes": [list(a) for a in grid.axes]}
-    kept = None if store is None else Store.shared(store, recipe, len(path), CHAIN)
+    kinds = {**columns, **plane_columns(len(directions))}
+    found: dict[str, np.ndarray] = {name: np.zeros(len(path), kind) for name, kind in kinds.items()}
+    kept = None if store is None else Store.shared(store, recipe, len(path), CHAIN, found)
     chains = [slice(i, min(i + CHAIN, len(path))) for i in range(0, len(path), CHAIN)]
     waiting = [chain for chain in chains if kept is None or not kept.done[chain].all()]
     mine = iter(waiting[jax.process_index() :: jax.process_count()])
     keys = jax.random.split(as_key(key), (len(path), 2))
-    kinds = {**columns, **plane_columns(len(directions))}
-    found: dict[str, np.ndarray] = {name: np.zeros(len(path), kind) for name, kind in kinds.items()}
     lock, stop = threading.Lock(), threading.Event()
 
     def work(group: Mesh, bar: Any) -> None:

@@ -31,7 +31,7 @@ class Store:
         block: int,
         like: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Open the store of a recipe, or make it.
+        """Open the store of a recipe, or make it: all processes together, the first of them before the others.
 
         Args:
             path: A folder.
@@ -43,54 +43,37 @@ class Store:
         Raises:
             ValueError: The folder holds something else, or the store of another recipe; the message says what differs.
         """
-        path = Path(path)
+        self._lock, self._block = threading.Lock(), block
+        wanted = json.loads(json.dumps({**recipe, "rows": rows, "block": block}))
+        try:
+            if not jax.process_index():
+                self._open(Path(path), wanted, like or {})
+        finally:
+            _together("made")  # the others find what the first refused, and refuse it too
+        if jax.process_index():
+            self._open(Path(path), wanted, like or {})
+        _together("seen")  # none writes before all have seen what is done
+
+    def _open(self, path: Path, wanted: dict[str, Any], like: Mapping[str, np.ndarray]) -> None:
         if path.exists() and not (path / "zarr.json").exists():
             raise ValueError(f"store {path} exists and is no zarr folder; name another path.")
         self._group: Any = zarr.open_group(path, mode="a")
-        self._lock, self._block = threading.Lock(), block
-        wanted = json.loads(json.dumps({**recipe, "rows": rows, "block": block}))
         found = self._group.attrs.setdefault("recipe", wanted)
         differ = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
         if differ:
             told = "; ".join(f"{name} is {found.get(name)!r} there and {wanted.get(name)!r} here" for name in differ)
             raise ValueError(f"store {path} holds another result: {told}. Name another path, or remove it.")
         if "done" not in self._group:
-            self._group.create_array("done", shape=(rows,), chunks=(block,), dtype=bool, fill_value=False)
+            shape, chunks = (wanted["rows"],), (self._block,)
+            self._group.create_array("done", shape=shape, chunks=chunks, dtype=bool, fill_value=False)
         self.done: np.ndarray = np.asarray(self._group["done"])
-        self._make(like or {})
+        self._make(like)
 
     def _make(self, like: Mapping[str, np.ndarray]) -> None:
         for name, value in like.items():
             if name not in self._group:
                 shape, chunks = (len(self.done), *value.shape[1:]), (self._block, *value.shape[1:])
                 self._group.create_array(name, shape=shape, chunks=chunks, dtype=value.dtype)
-
-    @classmethod
-    def shared(
-        cls,
-        path: str | Path,
-        recipe: Mapping[str, Any],
-        rows: int,
-        block: int,
-        like: Mapping[str, np.ndarray] | None = None,
-    ) -> "Store":
-        """The store of all processes, made by process 0; none writes before all have seen what is done.
-
-        Args:
-            path: As in `Store`.
-            recipe: As there.
-            rows: As there.
-            block: As there.
-            like: As there.
-
-        Returns:
-            The store, as this process sees it.
-        """
-        opened = None if jax.process_index() else cls(path, recipe, rows, block, like)
-        for step in ("made", "seen"):
-            _together(step)
-            opened = opened or cls(path, recipe, rows, block, like)
-        return opened  # type: ignore[return-value]
 
     def write(self, rows: slice, values: Mapping[str, np.ndarray]) -> None:
         """Keep one block.

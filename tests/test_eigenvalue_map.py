@@ -263,8 +263,12 @@ from tests.test_eigenvalue_map import DATA, PARAMS, directions, loss_fn, mapped
 plain, stored = mapped(), mapped(store=f"{out}/map.zarr")
 one = mapped(directions=directions()[:1], grid=js.Grid.line(0, 1, 2))  # fewer chains than processes
 ends = js.extreme_eigenvalues(PARAMS, loss_fn, DATA, tol=1e-9, max_matvecs=300, progress=False)
+try:
+    mapped(store=f"{out}/map.zarr", tol=1e-2)
+except ValueError as error:  # of the first process too, while the others wait for it
+    refused = str(error)
 names = "min_eigenvalue", "max_eigenvalue", "num_matvecs", "plane_hessian"
-np.savez(f"{out}/{index}.npz", one=one.max_eigenvalue, end=ends.max_eigenvalue,
+np.savez(f"{out}/{index}.npz", one=one.max_eigenvalue, end=ends.max_eigenvalue, refused=refused,
          **{n: plain[n] for n in names}, **{f"stored_{n}": stored[n] for n in names})
 """
 
@@ -280,3 +284,4 @@ def test_several_processes_give_the_same_everywhere(tmp_path, whole):
             np.testing.assert_array_equal(found[name], whole[name])
             np.testing.assert_array_equal(found[f"stored_{name}"], whole[name])
         np.testing.assert_allclose(found["one"][0], found["end"], rtol=1e-7)
+        assert "tol is 1e-08 there and 0.01 here" in str(found["refused"])

@@ -91,7 +91,7 @@ def over_grid(
     recipe = {**told, "fingerprint": made["fingerprint"], "ignore": str(ignore), "axes": [list(a) for a in grid.axes]}
     kinds = {**columns, **plane_columns(len(directions))}
     found: dict[str, np.ndarray] = {name: np.zeros(len(path), kind) for name, kind in kinds.items()}
-    kept = None if store is None else Store.shared(store, recipe, len(path), CHAIN, found)
+    kept = None if store is None else Store(store, recipe, len(path), CHAIN, found)
     chains = [slice(i, min(i + CHAIN, len(path))) for i in range(0, len(path), CHAIN)]
     waiting = [chain for chain in chains if kept is None or not kept.done[chain].all()]
     mine = iter(waiting[jax.process_index() :: jax.process_count()])

@@ -47,7 +47,7 @@ def evaluate_stored(
     Returns:
         What `evaluate` gives; ``load`` is as it was given where nothing was left to do.
     """
-    kept = Store.shared(store, recipe, len(coords), BLOCK)
+    kept = Store(store, recipe, len(coords), BLOCK)
     with progress_bar(len(coords), progress) as bar:
         bar.update(int(kept.done.sum()))
         for start in range(0, len(coords), BLOCK):

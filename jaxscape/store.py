@@ -58,7 +58,7 @@ class Store:
         if path.exists() and not (path / "zarr.json").exists():
             raise ValueError(f"store {path} exists and is no zarr folder; name another path.")
         self._group: Any = zarr.open_group(path, mode="a")
-        found = self._group.attrs.setdefault("recipe", wanted)
+        found: Any = self._group.attrs.setdefault("recipe", wanted)
         differ = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
         if differ:
             told = "; ".join(f"{name} is {found.get(name)!r} there and {wanted.get(name)!r} here" for name in differ)

@@ -13,11 +13,11 @@ env: .venv/installed
 	touch $@
 
 # The paper's figure 5 on embedded data: the same deep ResNet with and without shortcuts.
-DEMO := $(BIN)/python train.py --dataset digits --arch resnet56 --epochs 30 --resume
+DEMO := $(BIN)/python train.py --dataset digits --arch resnet56 --epochs 30 --lr 0.05 --resume
 COMPARE := $(BIN)/jaxscape plot demo/resnet56/surface.zarr demo/resnet56_noshort/surface.zarr --loss-max 1000
 demo: env
-	$(DEMO) --lr 0.05 --out demo/resnet56
-	$(DEMO) --lr 0.03 --noshort --out demo/resnet56_noshort
+	$(DEMO) --out demo/resnet56
+	$(DEMO) --noshort --out demo/resnet56_noshort
 	$(BIN)/jaxscape surface demo/resnet56 --points 25
 	$(BIN)/jaxscape surface demo/resnet56_noshort --points 25
 	$(COMPARE) --kind contour --out demo/contours.png

@@ -201,6 +201,22 @@ def test_labels_of_contours_do_not_touch_in_a_narrow_valley():
     assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
 
 
+def test_a_second_surface_may_be_drawn_on_the_first():
+    ax = plot.contour(surface(steep))
+    assert plot.contour(surface(bowl), ax) is ax
+
+
+def test_labels_of_contours_are_not_cut_by_the_frame():
+    points = np.linspace(-1, 1, 25)
+    for center in np.linspace(0, 1, 9):
+        bowl_at_edge = surface(lambda a, b, c=center: np.exp(3 * (a**2 + (b - c) ** 2)), points, points)
+        ax = plot.contour(bowl_at_edge, plt.subplots(figsize=(2.6, 2.6))[1], log=True)
+        frame = ax.get_window_extent()
+        boxes = [text.get_window_extent() for text in ax.texts]
+        assert boxes
+        assert all(frame.x0 <= b.x0 and b.x1 <= frame.x1 and frame.y0 <= b.y0 and b.y1 <= frame.y1 for b in boxes)
+
+
 def test_levels_end_at_loss_max():
     assert plot.levels(surface(steep), loss_max=10)[-1] == 10
     assert plot.levels(surface(bowl), loss_max=1.7)[-1] == 1.7

@@ -1,6 +1,6 @@
 """How one surface is drawn into given axes, on a given scale; each kind returns what it could not show."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -35,20 +35,10 @@ def _draw_contour(ax: Axes, one: Field, scale: Scale) -> str:
         return "" if one.bad.all() else f"no level is crossed: {_range(one.z)}"
     z = np.ma.masked_invalid(_floored(one.z, scale))
     lines = ax.contour(one.x, one.y, z, crossed, norm=scale.norm(), cmap=CMAP, linewidths=1.0)
-    _label(ax, lines, crossed[:: -(-len(crossed) // 7)])
+    labels = ax.clabel(lines, crossed[:: -(-len(crossed) // 7)], fontsize=7, fmt=number, inline=False, colors="0.15")
+    for label in labels:
+        label.set_bbox({"facecolor": "w", "edgecolor": "none", "pad": 0.3})
     return ""
-
-
-def _label(ax: Axes, lines: ContourSet, levels: list[float]) -> None:
-    """The levels on their lines; where lines are close, what would touch another label is left out."""
-    kept: list[BboxBase] = []
-    for label in ax.clabel(lines, levels, fontsize=7, fmt=number, inline=False, colors="0.15"):
-        box = label.get_window_extent()
-        if any(box.overlaps(other) for other in kept):
-            label.remove()
-        else:
-            label.set_bbox({"facecolor": "w", "edgecolor": "none", "pad": 0.3})
-            kept.append(box)
 
 
 def _draw_contourf(ax: Axes, one: Field, scale: Scale) -> str:
@@ -108,6 +98,22 @@ KINDS: dict[str, Callable[[Axes, Field, Scale], str]] = {
     "heatmap": _draw_heatmap,
     "surface3d": _draw_surface3d,
 }
+
+
+def thin_labels(axes: Iterable[Axes]) -> None:
+    """Leave out labels of contours that touch another one or the frame: the last step, when all has its place."""
+    for ax in axes:
+        ax.figure.figure.draw_without_rendering()
+        kept: list[BboxBase] = []
+        frame = ax.get_window_extent()
+        labels = [label for lines in ax.collections if isinstance(lines, ContourSet) for label in lines.labelTexts]
+        for label in (label for label in labels if label in ax.texts):  # those of an earlier call may be gone
+            box = label.get_window_extent()
+            inside = frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1)
+            if inside and not any(box.overlaps(other) for other in kept):
+                kept.append(box)
+            else:
+                label.remove()
 
 
 def colour_bar(axes: list[Axes], one: Field, scale: Scale) -> None:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from jaxscape.plot._draw import KINDS, colour_bar, draw, edges
+from jaxscape.plot._draw import KINDS, colour_bar, draw, edges, thin_labels
 from jaxscape.plot._field import field
 from jaxscape.plot._scale import choose
 from jaxscape.plot._style import add_note, new_axes, style
@@ -173,6 +173,7 @@ def compare(
             ax.set(xlim=(x.min(), x.max()), ylim=(y.min(), y.max()))
             add_note(ax, note, lines)
         colour_bar(list(axes[0]), next(iter(fields.values())), scale)
+        thin_labels(axes[0])
     return figure
 
 
@@ -191,6 +192,7 @@ def _draw_one(
         ax = new_axes(_projection(kind)) if ax is None else ax
         add_note(ax, draw(kind, ax, one, scale))
         colour_bar([ax], one, scale)
+        thin_labels([ax])
     return ax
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
-from jaxscape.plot._draw import colour_bar, draw
+from jaxscape.plot._draw import colour_bar, draw, thin_labels
 from jaxscape.plot._field import Field, field
 from jaxscape.plot._scale import Scale, choose
 from jaxscape.plot._style import add_note, count_note, join_notes, new_axes, style
@@ -59,6 +59,7 @@ def trajectory(
         ax = new_axes() if ax is None else ax
         _draw_paths(ax, named, one, scale)
         colour_bar([ax], one, scale)
+        thin_labels([ax])
     return ax
 
 
@@ -102,6 +103,7 @@ def trajectories(
             ax.title.set_fontsize(8.5)  # a panel is narrow
         for ax in axes.flat[len(named) :]:
             ax.set_axis_off()
+        thin_labels(axes.flat)
     return figure
 
 

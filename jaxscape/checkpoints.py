@@ -75,11 +75,10 @@ def epoch_checkpoints(run: Path) -> Checkpoints:
     epochs = tuple(manager.all_steps())
 
     @functools.cache
-    def names() -> Any:  # orbax tells the structure, once
+    def names() -> Any:  # from the metadata: orbax restores by itself only onto the devices that have saved
         import orbax.checkpoint as ocp
 
-        args = ocp.args.Composite(variables=ocp.args.StandardRestore())
-        found = manager.restore(epochs[-1], args=args)["variables"]
+        found = ocp.StandardCheckpointHandler().metadata(_folder(path, epochs[-1])).tree
         return jax.tree_util.tree_map_with_path(lambda p, _: ".".join(str(k.key) for k in p), found)
 
     return Checkpoints(epochs, lambda index: jax.tree.map(jnp.asarray, _read(_folder(path, epochs[index]), names())))

@@ -599,6 +599,33 @@ def test_killed_and_resumed_is_the_same_to_the_bit(run, tmp_path):
     same(js.load_run(out).variables, run.variables)
 
 
+def test_what_many_devices_have_trained_is_read_by_one(run, tmp_path):
+    code = f"""
+import jax, numpy as np, jaxscape as js
+run = js.load_run({str(run.path)!r})
+assert jax.device_count() == 1
+np.savez({str(tmp_path / "one.npz")!r}, *jax.tree.leaves(run.variables), *jax.tree.leaves(run.checkpoints.variables(0)))
+"""
+    root = os.path.dirname(train.__file__)
+    environment = os.environ | {"JAX_ENABLE_X64": "1", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": root}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    found = np.load(tmp_path / "one.npz")
+    expected = [*jax.tree.leaves(run.variables), *jax.tree.leaves(run.checkpoints.variables(0))]
+    assert len(found) == len(expected)
+    same([found[name] for name in found], expected)
+
+
+@pytest.mark.slow
+def test_one_device_goes_on_with_what_many_have_trained(run, copy):
+    shutil.rmtree(copy / "checkpoints" / "3")
+    options = ["--arch", "resnet20", "--epochs", "3", "--batch-size", "256", "--lr", "0.05", "--save-every", "1"]
+    environment = os.environ | {"JAX_ENABLE_X64": "1", "JAX_NUM_CPU_DEVICES": "1"}
+    command = [sys.executable, "train.py", *options, "--out", str(copy), "--resume"]
+    subprocess.run(command, cwd=os.path.dirname(train.__file__), env=environment, check=True, capture_output=True)
+    found = js.load_run(copy).variables
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, run.variables)
+
+
 @pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_points():
     code = """

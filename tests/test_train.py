@@ -28,6 +28,7 @@ from training.presets import PRESETS
 from training.step import augment, shared
 
 CONFIG = train.Config(arch="resnet20", epochs=3, batch_size=256, lr=0.05, save_every=1)
+OPTIONS = ["--arch", "resnet20", "--epochs", "3", "--batch-size", "256", "--lr", "0.05", "--save-every", "1"]  # CONFIG
 
 
 @pytest.fixture(scope="session")
@@ -453,10 +454,9 @@ def test_bad_configs(options, match):
 
 
 def test_the_command_trains_and_tells_what_to_do_next(run, copy, capsys):
-    options = ["--arch", "resnet20", "--epochs", "3", "--batch-size", "256", "--lr", "0.05", "--save-every", "1"]
-    assert train.main([*options, "--out", str(copy), "--resume"]) == 0
+    assert train.main([*OPTIONS, "--out", str(copy), "--resume"]) == 0
     assert f"jaxscape surface {copy}" in capsys.readouterr().out
-    assert train.main([*options, "--out", str(copy)]) == 2
+    assert train.main([*OPTIONS, "--out", str(copy)]) == 2
     assert capsys.readouterr().err.startswith("train.py: error: out is ")
     with pytest.raises(SystemExit, match="2"):
         train.main(["--arch", "alexnet"])
@@ -585,8 +585,7 @@ def test_a_run_that_was_never_evaluated_has_no_metrics(copy):
 @pytest.mark.slow
 def test_killed_and_resumed_is_the_same_to_the_bit(run, tmp_path):
     out = tmp_path / "killed"
-    options = ["--arch", "resnet20", "--epochs", "3", "--batch-size", "256", "--lr", "0.05", "--save-every", "1"]
-    command = [sys.executable, "train.py", *options, "--out", str(out), "--resume"]
+    command = [sys.executable, "train.py", *OPTIONS, "--out", str(out), "--resume"]
     root = os.path.dirname(train.__file__)
     environment = os.environ | {"JAX_ENABLE_X64": "1", "JAX_NUM_CPU_DEVICES": "8"}  # as the tests' own process
     process = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -618,9 +617,8 @@ np.savez({str(tmp_path / "one.npz")!r}, *jax.tree.leaves(run.variables), *jax.tr
 @pytest.mark.slow
 def test_one_device_goes_on_with_what_many_have_trained(run, copy):
     shutil.rmtree(copy / "checkpoints" / "3")
-    options = ["--arch", "resnet20", "--epochs", "3", "--batch-size", "256", "--lr", "0.05", "--save-every", "1"]
     environment = os.environ | {"JAX_ENABLE_X64": "1", "JAX_NUM_CPU_DEVICES": "1"}
-    command = [sys.executable, "train.py", *options, "--out", str(copy), "--resume"]
+    command = [sys.executable, "train.py", *OPTIONS, "--out", str(copy), "--resume"]
     subprocess.run(command, cwd=os.path.dirname(train.__file__), env=environment, check=True, capture_output=True)
     found = js.load_run(copy).variables
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, run.variables)

@@ -24,7 +24,8 @@ from tqdm.auto import tqdm
 import models
 from jaxscape import datasets, runs, trees
 from jaxscape.checkpoints import CHECKPOINTS, STEP_DTYPES
-from jaxscape.engine import mean_metrics, use_all_cores
+from jaxscape.engine import mean_metrics
+from jaxscape.objective import Objective, use_all_cores
 from jaxscape.types import LossFn, Params
 from training.config import OPTIMIZERS, PRECISIONS, Config, make_optimizer
 from training.folder import RunFolder
@@ -54,7 +55,9 @@ def evaluate(
     variables = trees.overlay(state.params, state.batch_stats)
     row: dict[str, float] = {}
     for split, data in (("train", train), ("test", test)):
-        means = mean_metrics(loss_fn, variables, data, mesh=mesh)
+        # Not checked: the loss is that of the networks of models/, in evaluation mode.
+        objective = Objective.of(loss_fn, variables, data, check=False)
+        means = mean_metrics(objective, variables, mesh=mesh)
         row |= {f"{split}_loss": means["loss"], f"{split}_error": 100 * (1 - means["accuracy"])}
     return row
 

@@ -19,13 +19,13 @@ import numpy as np
 import scipy.sparse.linalg
 import torch
 from jax.flatten_util import ravel_pytree
+from jaxscape.curvature._hvp import operator
 from torch.nn import functional as F  # noqa: N812
 
 import jaxscape as js
 from benchmarks import cases, problems, torch_loop
 from benchmarks.exact import seconds
 from jaxscape import trees
-from jaxscape.curvature._hvp import operator
 
 CASES = ("resnet20-8", "resnet20-32", "map")
 

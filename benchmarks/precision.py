@@ -16,7 +16,7 @@ import xarray as xr
 import jaxscape as js
 from benchmarks import problems
 from benchmarks.exact import seconds
-from jaxscape.engine import PRECISIONS
+from jaxscape.objective import PRECISIONS
 
 
 def main() -> None:

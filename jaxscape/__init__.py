@@ -5,18 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 from jaxscape.convolution import fast_convolutions
 from jaxscape.curvature import (
-    eigenvalue_map,
     extreme_eigenvalues,
     ggn_product,
     hessian_trace,
     hvp,
-    plane_hessian,
     spectral_density,
     top_eigenpairs,
 )
 from jaxscape.directions import Directions, direction_between, random_directions
 from jaxscape.grid import Grid
-from jaxscape.lanczos import lanczos
+from jaxscape.linalg import Operator, lanczos
+from jaxscape.maps import eigenvalue_map, plane_hessian
 from jaxscape.surface import interpolate, surface
 from jaxscape.trajectory import pca_directions, project, trajectory
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Directions",
     "Grid",
+    "Operator",
     "datasets",
     "direction_between",
     "eigenvalue_map",

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Array, PRNGKeyArray
 
-from jaxscape import trees
-from jaxscape.grid import Grid
+from jaxscape import checks, trees
+from jaxscape.checks import as_key
 from jaxscape.normalize import check_norm, filter_axes, is_ignored, rescale
 from jaxscape.types import FilterAxis, Ignore, Norm, Params
 
@@ -51,11 +51,11 @@ class Directions:
         if not len(directions):
             raise ValueError("directions is empty; expected at least one direction to stack.")
         parts = [
-            d if isinstance(d, cls) else cls(jax.tree.map(lambda x: x[None], trees.as_params(d, f"directions[{i}]")))
+            d if isinstance(d, cls) else cls(jax.tree.map(lambda x: x[None], checks.as_params(d, f"directions[{i}]")))
             for i, d in enumerate(directions)
         ]
         like = parts[0][0]
-        bases = [trees.like(like, part.basis, f"directions[{i}]", (len(part),)) for i, part in enumerate(parts)]
+        bases = [checks.like(like, part.basis, f"directions[{i}]", (len(part),)) for i, part in enumerate(parts)]
         rules = parts[0].rules if len({part.rules for part in parts}) == 1 else ()
         recipes = list(dict.fromkeys(part.recipe for part in parts))
         recipe = recipes[0] if len(recipes) == 1 else (("directions", " + ".join(map(_kind, recipes))),)
@@ -112,7 +112,7 @@ class Directions:
         Raises:
             ValueError: The leaves of params are not those of the directions.
         """
-        basis = trees.like(trees.as_params(params), self.basis, "directions", (len(self),))
+        basis = checks.like(checks.as_params(params), self.basis, "directions", (len(self),))
         names, leaves = trees.leaf_names(params), jax.tree.leaves(params)
         table = {
             "leaf": names,
@@ -174,7 +174,7 @@ def random_directions(
             params is empty.
         TypeError: A leaf of params is not floating, or ``key`` is no key.
     """
-    params = trees.as_params(params)
+    params = checks.as_params(params)
     check_norm(norm)
     if num < 1:
         raise ValueError(f"num is {num}, expected at least 1 direction.")
@@ -220,25 +220,6 @@ def _normal(key: PRNGKeyArray, size: int, dtype: Any) -> Array:
     return jax.lax.fori_loop(0, -(-size // CHUNK), chunk, jnp.zeros(size, dtype))
 
 
-def as_key(key: PRNGKeyArray | int) -> PRNGKeyArray:
-    """A JAX random key, of a key or an integer seed.
-
-    Args:
-        key: What the caller passed.
-
-    Returns:
-        The key.
-
-    Raises:
-        TypeError: It is neither.
-    """
-    if isinstance(key, int | np.integer):
-        return jax.random.key(int(key))
-    if not isinstance(key, jax.Array):
-        raise TypeError(f"key is {type(key).__name__}, expected a JAX random key or an integer seed.")
-    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
-
-
 def _rule(norm: Norm | None, leaf: Array, axes: tuple[int, ...]) -> str:
     if norm not in ("filter", "dfilter"):
         return str(norm)
@@ -269,8 +250,8 @@ def direction_between(a: Params, b: Params) -> Params:
         ValueError: The leaves of a and b differ; the message has the path.
         TypeError: A leaf is not floating.
     """
-    a = trees.as_params(a, "a")
-    return jax.tree.map(jnp.subtract, trees.like(a, b, "b"), a)
+    a = checks.as_params(a, "a")
+    return jax.tree.map(jnp.subtract, checks.like(a, b, "b"), a)
 
 
 def as_directions(directions: Any, params: Params) -> Directions:
@@ -289,35 +270,5 @@ def as_directions(directions: Any, params: Params) -> Directions:
     if not isinstance(directions, Directions):
         is_list = isinstance(directions, list | tuple) and trees.leaf_names(directions) != trees.leaf_names(params)
         directions = Directions.stack(directions if is_list else [directions])
-    basis = trees.like(params, directions.basis, "directions", (len(directions),))
+    basis = checks.like(params, directions.basis, "directions", (len(directions),))
     return Directions(basis, directions.rules, directions.recipe)
-
-
-def on_grid(directions: Any, grid: Grid | None, params: Params, seed: int) -> tuple[Directions, Grid]:
-    """The directions and coordinates of a result, as the caller gave them or by default.
-
-    Args:
-        directions: What `as_directions` takes; None: random filter-normalized ones, as many as the grid has axes.
-        grid: None: 51x51 points over [-1, 1] for two directions and 401 for one.
-        params: What the directions must be like.
-        seed: Of random directions.
-
-    Returns:
-        As many directions as the grid has axes.
-
-    Raises:
-        ValueError: Their numbers differ, there is no default grid, or a direction is not like params.
-    """
-    if directions is None:
-        directions = random_directions(seed, params, num=len(grid.axes) if grid else 2)
-    directions = as_directions(directions, params)
-    if grid is None and len(directions) > 2:
-        raise ValueError(
-            f"grid is missing: {len(directions)} directions have no default grid; pass e.g. js.Grid(axes)."
-        )
-    grid = grid or (Grid.line() if len(directions) == 1 else Grid.plane())
-    if len(grid.axes) != len(directions):
-        raise ValueError(
-            f"grid has {len(grid.axes)} axes for {len(directions)} directions; expected one axis for each direction."
-        )
-    return directions, grid

@@ -17,11 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxscape import trees
+from jaxscape import checks, trees
 from jaxscape.checkpoints import Checkpoints, epoch_checkpoints, step_checkpoints
 from jaxscape.datasets import Split, load, normalize
 from jaxscape.torch_weights import import_torch_state_dict as import_torch_state_dict
 from jaxscape.types import LossFn, Params
+
+BUILDER = "models:create"
+"""What makes the networks of runs whose config does not say it: the function that train.py uses."""
 
 CONFIG, METRICS, NORMS = "config.json", "metrics.csv", "weight_norms.csv"
 
@@ -130,21 +133,26 @@ def build_model(config: Mapping[str, Any], train: Split) -> Any:
     """The network of a config, initialized, for the images and classes of a data set.
 
     Args:
-        config: With ``arch``, ``noshort``, ``seed`` and, unless it is 1, ``width``.
+        config: With ``arch``, ``noshort``, ``seed`` and, unless it is 1, ``width``; ``builder``, the function
+            ``package.module:function`` that makes the network, unless it is `BUILDER`.
         train: The train split.
 
     Returns:
         An NNX module.
 
     Raises:
-        ImportError: The folder ``models`` of the project is not on the path.
+        ImportError: The builder cannot be imported.
     """
+    builder = config.get("builder", BUILDER)
+    module, _, function = builder.partition(":")
     try:
-        models = importlib.import_module("models")
-    except ImportError as error:
-        message = "runs need the project's `models` folder and flax: install the project with `pip install -e .[train]`"
-        raise ImportError(f"{message} ({error})") from error
-    return models.create(
+        create = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            f"the run's network is made by {builder}, which cannot be imported ({error}). The networks of train.py come "
+            "with the project's checkout: install it with `pip install -e .[train]`."
+        ) from error
+    return create(
         config["arch"],
         shortcuts=not config["noshort"],
         width=config.get("width", 1),
@@ -187,7 +195,7 @@ def load_run(path: str | Path) -> Run:
     found = checkpoints.variables(-1)
     try:
         params, stats = (
-            trees.like(nnx.to_pure_dict(state), found[name], name) if state else {}
+            checks.like(nnx.to_pure_dict(state), found[name], name) if state else {}
             for name, state in zip(("params", "batch_stats"), expected, strict=True)
         )
     except ValueError as error:

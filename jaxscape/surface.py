@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,17 +11,19 @@ import numpy as np
 import xarray as xr
 from jax.sharding import Mesh
 
-from jaxscape import engine, trees
-from jaxscape.data import as_batch_size, num_examples
-from jaxscape.directions import Directions, direction_between, on_grid
+from jaxscape import checks, engine
+from jaxscape.directions import Directions, direction_between
+from jaxscape.engine import Evaluation
 from jaxscape.grid import Grid
-from jaxscape.provenance import provenance
+from jaxscape.objective import Objective, as_batch_size, outside_meshes
+from jaxscape.sweep import Store, in_blocks, on_grid, provenance, to_dataset
 from jaxscape.types import Data, LossFn, Params
 
 
+@outside_meshes
 def surface(
     params: Params,
-    loss_fn: LossFn,
+    loss_fn: LossFn | Mapping[str, LossFn],
     data: Data,
     *,
     directions: Directions | Any = None,
@@ -31,6 +34,7 @@ def surface(
     points_per_step: int | Literal["auto"] = "auto",
     mesh: Mesh | None = None,
     compute_dtype: str | None = None,
+    check: bool = True,
     store: str | Path | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -50,9 +54,12 @@ def surface(
     Args:
         params: Any pytree of floating arrays.
         loss_fn: ``loss_fn(params, batch)`` -> the loss of each example, shape ``(batch,)``; or a dict of such vectors
-            with the key ``"loss"``, each a variable of the result. A scalar is taken as the batch mean; then there
-            are no error bars.
-        data: Arrays with a common leading example axis, e.g. ``(images, labels)``.
+            with the key ``"loss"``, each a variable of the result. The key ``"weight"`` weighs the examples: every mean
+            is ``sum(w * x) / sum(w)`` over all data, whatever the batches. A scalar is taken as the batch mean; then
+            there are no error bars. A dict of such functions, with a dict of data: ``loss`` is the sum of their means,
+            and ``loss_NAME`` that of the term NAME. Arrays that it reads from outside are read anew at each call.
+        data: Arrays with a common leading example axis, e.g. ``(images, labels)``; PRNG keys count as arrays. None for
+            a loss without data: then ``loss_fn(params, None)`` gives a scalar.
         directions: `Directions`, one pytree like params, or a sequence of these; by default random
             filter-normalized ones, as many as the grid has axes (two without a grid).
         grid: Coordinates in units of the directions; by default 51x51 over [-1, 1] for two directions and 401 points
@@ -69,6 +76,9 @@ def surface(
         compute_dtype: ``"bfloat16"`` casts params and data before loss_fn; ``"float32"`` and ``"tensorfloat32"`` set
             how products are rounded on devices that have the choice; None: as JAX is configured. Directions are added
             and losses averaged in float32 or better.
+        check: Whether to find out, by two evaluations of at most 256 examples at params, if the loss is a mean over
+            examples: batch norm in training mode, dropout, or a division by what is in the batch make the result depend
+            on ``batch_size``. False takes the loss as it is.
         store: A folder where every finished block of 128 points is kept; the same call goes on from there. Not with
             ``rtol``, whose points depend on each other.
         seed: Of the random directions, if none are given, and of the order of the examples under ``rtol``.
@@ -88,46 +98,54 @@ def surface(
     Raises:
         ValueError: A tolerance is negative or not finite, params or data is empty, leaves of data differ in length, a
             direction is not like params, the grid has another number of axes than there are directions, loss_fn gives
-            a wrong shape, ``store`` is given with ``rtol``, or it holds another result.
-        TypeError: A leaf of params is not floating.
+            a wrong shape or is no mean over examples, ``store`` is given with ``rtol``, or it holds another result.
+        TypeError: A leaf of params is not floating, or loss_fn is no function.
     """
-    params = trees.as_params(params)
+    params = checks.as_params(params)
     _check_tolerance(rtol, atol)
     if store is not None and rtol is not None:
         raise ValueError(f"store is {str(store)!r} with rtol={rtol!r}, but only exact points are kept; leave one out.")
-    load = (
-        None if batch_size == "auto" else as_batch_size(batch_size, num_examples(data)),
-        None if points_per_step == "auto" else _as_points_per_step(points_per_step),
-    )
+    load = (as_batch_size(batch_size), None if points_per_step == "auto" else _as_points_per_step(points_per_step))
     seeded = {"seed": seed} if directions is None or rtol is not None else {}
     directions, grid = on_grid(directions, grid, params, seed)
     start = time.perf_counter()
-    coords = np.concatenate([np.zeros((1, len(grid.axes))), grid.points()])  # the first point is params itself
-    options: dict[str, Any] = {"load": load, "mesh": mesh, "compute_dtype": compute_dtype, "progress": progress}
-    if rtol is not None:
-        options |= {"exact": _anchors(grid, num_examples(data), rtol), "rtol": rtol, "atol": atol, "seed": seed}
-    made = provenance(params, directions.basis, data)
-    method: Any = engine.evaluate if rtol is None else engine.estimate
+    objective = Objective.of(loss_fn, params, data, compute_dtype=compute_dtype, check=check, batch_size=load[0])
+    attrs = provenance(objective, params, directions.basis)
+    coords, center = _with_center(grid)
+    where = (objective, params, directions.basis, coords)
+    options: dict[str, Any] = {"load": load, "mesh": mesh, "progress": progress}
     if store is not None:
-        recipe = {"method": "surface", "fingerprint": made["fingerprint"], "axes": [list(a) for a in grid.axes]}
-        method = functools.partial(engine.evaluate_stored, store, {**recipe, "compute_dtype": compute_dtype})
-    found = method(loss_fn, params, directions.basis, coords, data, **options)
-    result = _dataset(found, grid)
+        recipe = {"method": "surface", "fingerprint": attrs["fingerprint"], "axes": [list(a) for a in grid.axes]}
+        recipe["compute_dtype"] = compute_dtype
+        evaluation = in_blocks(*where, functools.partial(Store, store, recipe), **options)
+    elif rtol is None:
+        evaluation = engine.evaluate(*where, **options)
+    else:
+        exact = _anchors(grid, center, rtol)
+        evaluation = engine.estimate(*where, exact=exact, rtol=rtol, atol=atol, seed=seed, **options)
+    result = _dataset(evaluation, grid, center)
     result.attrs |= {
         **dict(directions.recipe),
         **seeded,
         "seconds": round(time.perf_counter() - start, 3),
         **{name: value for name, value in (("rtol", rtol), ("atol", atol)) if rtol is not None},
-        **{name: value for name, value in found.load._asdict().items() if value is not None},
+        **_load_attrs(evaluation),
         "compute_dtype": str(compute_dtype),
         "num_devices": mesh.size if mesh else jax.device_count(),
-        **made,
+        **attrs,
     }
     return result
 
 
+@outside_meshes
 def interpolate(
-    params_a: Params, params_b: Params, loss_fn: LossFn, data: Data, *, grid: Grid | None = None, **options: Any
+    params_a: Params,
+    params_b: Params,
+    loss_fn: LossFn | Mapping[str, LossFn],
+    data: Data,
+    *,
+    grid: Grid | None = None,
+    **options: Any,
 ) -> xr.Dataset:
     """The loss on the straight line through two minimizers (paper sections 3 and 5; Goodfellow et al. 2015).
 
@@ -144,8 +162,9 @@ def interpolate(
     Args:
         params_a: Params at alpha = 0.
         params_b: Params at alpha = 1.
-        loss_fn: As in `surface`.
-        data: As in `surface`.
+        loss_fn: ``loss_fn(params, batch)`` -> the loss of each example, a dict with the key ``"loss"``, or the mean of
+            the batch, or a dict of such functions, as in `surface`.
+        data: Arrays with a common leading example axis; None for a loss without data.
         grid: Coordinates along the line; by default 401 points over [-0.5, 1.5].
         **options: Further options of `surface`.
 
@@ -173,24 +192,49 @@ def _as_points_per_step(value: Any) -> int:
     return int(value)
 
 
-def _anchors(grid: Grid, examples: int, rtol: float) -> np.ndarray:
-    """Which points are exact: params itself, which comes first, and a coarse sub-grid."""
-    stride = engine.anchor_stride(examples, rtol, grid.shape)
-    return np.concatenate([[True], engine.anchors(grid.shape, stride).ravel()])
+def _with_center(grid: Grid) -> tuple[np.ndarray, int]:
+    """The points of a grid, params itself after them unless it is among them; and which one that is."""
+    points = grid.points()
+    centers = np.flatnonzero((points == 0).all(1))
+    if centers.size:
+        return points, int(centers[0])
+    return np.concatenate([points, np.zeros((1, points.shape[1]))]), len(points)
 
 
-def _dataset(found: engine.Evaluation, grid: Grid) -> xr.Dataset:
-    """Lay the points out on the grid; the first of them is params itself."""
-    shape, names = grid.shape, grid.names
-    variables: dict[str, Any] = {}
-    for name, estimate in found.metrics.items():
-        variables[name] = (names, estimate.mean[1:].reshape(shape), {"long_name": f"mean {name} over the examples"})
+def _anchors(grid: Grid, center: int, rtol: float) -> Callable[[int], np.ndarray]:
+    """Which points are exact, for a number of examples: params itself and a coarse sub-grid."""
+
+    def exact(examples: int) -> np.ndarray:
+        mask = engine.anchors(grid.shape, engine.anchor_stride(examples, rtol, grid.shape)).ravel()
+        mask = np.pad(mask, (0, int(center == len(mask))))
+        mask[center] = True
+        return mask
+
+    return exact
+
+
+def _dataset(evaluation: Evaluation, grid: Grid, center: int) -> xr.Dataset:
+    """The metrics over the grid; the loss at params is an attribute."""
+    num = int(np.prod(grid.shape))
+    columns, long_names = {}, {}
+    for name, estimate in evaluation.metrics.items():
+        columns[name] = estimate.mean[:num]
+        long_names[name] = f"mean {name} over the examples"
         if estimate.stderr is not None:
-            told = {"long_name": f"standard error of the mean {name}"}
-            variables[f"{name}_stderr"] = (names, estimate.stderr[1:].reshape(shape), told)
-    variables["num_examples"] = (names, found.num_examples[1:].reshape(shape))
-    result = xr.Dataset(variables, dict(zip(names, grid.axes, strict=True)))
-    loss = found.metrics["loss"].mean
-    result.attrs["center_loss"] = float(loss[0])
-    result.attrs["nonfinite_points"] = int((~np.isfinite(loss[1:])).sum())
+            columns[f"{name}_stderr"] = estimate.stderr[:num]
+            long_names[f"{name}_stderr"] = f"standard error of the mean {name}"
+    columns["num_examples"] = evaluation.num_examples[:num]
+    result = to_dataset(columns, grid, long_names=long_names)
+    loss = evaluation.metrics["loss"].mean
+    result.attrs["center_loss"] = float(loss[center])
+    result.attrs["nonfinite_points"] = int((~np.isfinite(loss[:num])).sum())
     return result
+
+
+def _load_attrs(evaluation: Evaluation) -> dict[str, int]:
+    """How much went side by side; of several terms, with their names."""
+    return {
+        f"{name}_{term}" if term else name: value
+        for term, load in evaluation.loads.items()
+        for name, value in load._asdict().items()
+    }

@@ -1,7 +1,7 @@
-"""Arithmetic on pytrees, and the checks that name the leaf which is wrong."""
+"""Arithmetic on pytrees."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -108,70 +108,22 @@ def fingerprint(*trees: Any) -> str:
     """A hash of paths, shapes, dtypes and contents: equal trees, equal fingerprints."""
     digest = hashlib.blake2b(digest_size=8)
     for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)}{array.shape}{array.dtype}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
+        digest.update(f"{jax.tree_util.keystr(path)}{array_digest(leaf)}".encode())
+    return digest.hexdigest()
+
+
+def array_digest(array: Any) -> str:
+    """A hash of the type, shape and contents of an array; PRNG keys count as arrays."""
+    array = array if hasattr(array, "dtype") else np.asarray(array)
+    kind = str(array.dtype)
+    if isinstance(array, jax.Array) and jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    contents = np.ascontiguousarray(array)
+    digest = hashlib.blake2b(f"{kind}{contents.shape}".encode(), digest_size=16)
+    digest.update(contents.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def leaf_names(tree: Any) -> list[str]:
     """The readable path of each leaf, in order."""
     return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def as_params(params: Any, name: str = "params") -> Params:
-    """Check that a pytree holds floating arrays only, and give its leaves as JAX arrays.
-
-    Args:
-        params: What the caller passed.
-        name: What the caller's argument is called, for the message.
-
-    Returns:
-        The same pytree, its leaves JAX arrays.
-
-    Raises:
-        ValueError: There is no leaf.
-        TypeError: A leaf is no floating array; the message has its path.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    if not leaves:
-        raise ValueError(f"{name} has no leaves; expected a pytree with at least one floating array.")
-    for path, leaf in leaves:
-        dtype = getattr(leaf, "dtype", type(leaf).__name__)
-        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(
-                f"{name}{jax.tree_util.keystr(path)} is {dtype}, but every leaf must be a floating array. Keep the "
-                "trainable leaves only, e.g. `nnx.split(model, nnx.Param, ...)` or `eqx.partition(model, "
-                "eqx.is_inexact_array)`, and put the rest back inside loss_fn."
-            )
-    return jax.tree.map(jnp.asarray, params)
-
-
-def like(params: Params, tree: Any, name: str, leading: Sequence[int] = ()) -> Params:
-    """Check that ``tree`` has the leaves of ``params``, and give it the very structure of ``params``.
-
-    Args:
-        params: The reference.
-        tree: What the caller passed.
-        name: What the caller's argument is called, for the message.
-        leading: Axes that each leaf of ``tree`` has in front of the shape of its counterpart.
-
-    Returns:
-        The leaves of ``tree`` in the structure of ``params``.
-
-    Raises:
-        ValueError: A leaf is missing, is one too many, or has another shape; the message has its path.
-    """
-    wanted, given = leaf_names(params), leaf_names(tree)
-    for path in wanted:
-        if path not in given:
-            raise ValueError(f"{name} has no leaf {path}, which params has; build it from the same pytree.")
-    for path in given:
-        if path not in wanted:
-            raise ValueError(f"{name} has a leaf {path}, which params lacks; build it from the same pytree.")
-    leaves = jax.tree.leaves(as_params(tree, name))
-    for path, leaf, reference in zip(wanted, leaves, jax.tree.leaves(params), strict=True):
-        expected = (*leading, *reference.shape)
-        if leaf.shape != expected:
-            raise ValueError(f"{name}{path} has shape {leaf.shape}, expected {expected} as in params.")
-    return jax.tree.unflatten(jax.tree.structure(params), leaves)

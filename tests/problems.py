@@ -1,5 +1,6 @@
 """Small problems that the tests share: a plain-dict ReLU network, its data and an independent reference."""
 
+import contextlib
 import itertools
 import os
 import subprocess
@@ -61,6 +62,22 @@ def _example(params, x, label):
         x = x @ params[f"layer{i}"]["kernel"] + params[f"layer{i}"]["bias"]
         x = np.maximum(x, 0) if i + 1 < len(params) else x
     return {"loss": np.log(np.sum(np.exp(x - x.max()))) + x.max() - x[label], "accuracy": np.argmax(x) == label}
+
+
+@contextlib.contextmanager
+def compilations():
+    """A list that gets an entry for each program that XLA compiles."""
+    compiled, active = [], True
+
+    def listener(event, duration, **kwargs):
+        if active and event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(kwargs.get("fun_name", "?"))
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        yield compiled
+    finally:
+        active = False
 
 
 PREAMBLE = """

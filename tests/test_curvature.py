@@ -335,45 +335,56 @@ def test_random_directions_have_the_mean_curvature():
     assert abs(score) < 4
 
 
-def bad_calls():
-    _, loss_fn, params, data = problem("mlp")
-    end = functools.partial(js.extreme_eigenvalues, params, loss_fn, data, progress=False)
-    top = functools.partial(js.top_eigenpairs, params, loss_fn, data, progress=False)
-    trace = functools.partial(js.hessian_trace, params, loss_fn, data, progress=False)
-    density = functools.partial(js.spectral_density, params, loss_fn, data, progress=False)
-    product = functools.partial(js.hvp, loss_fn, params)
-    return [
-        (lambda: product(data, batch_size=0), "batch_size is 0"),
-        (lambda: product((data[0], data[1][:-1])), "differ in their number of examples"),
-        (lambda: product(data, ignore=lambda *_: True), "leaves no leaf of params"),
-        (lambda: product(data, ignore="norms"), "ignore is 'norms'"),
-        (lambda: js.hvp(lambda p, b: b[0], params, data), r"loss_fn returned \(2, 5\)"),
-        (lambda: product(data)({"layer0": params["layer0"]}), r"v has no leaf \['layer1'\]"),
-        (lambda: end(tol=0), "tol is 0"),
-        (lambda: end(max_matvecs=2), "max_matvecs is 2, expected at least 3"),
-        (lambda: end(max_basis=3), "max_basis is 3, expected at least 6"),
-        (lambda: top(k=0), "k is 0, expected between 1 and the 74 entries"),
-        (lambda: top(which="XX"), "which is 'XX', expected"),
-        (lambda: trace(method="exact"), "method is 'exact'"),
-        (lambda: trace(num_matvecs=5), r"num_matvecs is 5, expected at least 6 for hutch\+\+"),
-        (lambda: density(num_probes=1), "num_probes is 1, expected at least 2"),
-        (lambda: density(num_steps=0), "num_steps is 0, expected at least 1"),
-        (lambda: density(num_points=1), "num_points is 1, expected at least 2"),
-        (lambda: density(sigma=-1.0), "sigma is -1.0, expected a positive width"),
-    ]
+BAD_CALLS = {
+    "batch_size": (lambda c: c.product(c.data, batch_size=0), "batch_size is 0"),
+    "lengths": (lambda c: c.product((c.data[0], c.data[1][:-1])), "differ in their number of examples"),
+    "all ignored": (lambda c: c.product(c.data, ignore=lambda *_: True), "leaves no leaf of params"),
+    "ignore": (lambda c: c.product(c.data, ignore="norms"), "ignore is 'norms'"),
+    "shape of the loss": (lambda c: js.hvp(lambda p, b: b[0], c.params, c.data), r"loss_fn returned \(23, 5\)"),
+    "vector": (lambda c: c.product(c.data)({"layer0": c.params["layer0"]}), r"v has no leaf \['layer1'\]"),
+    "tol": (lambda c: c.call(js.extreme_eigenvalues, tol=0), "tol is 0"),
+    "max_matvecs": (lambda c: c.call(js.extreme_eigenvalues, max_matvecs=2), "max_matvecs is 2, expected at least 3"),
+    "max_basis": (lambda c: c.call(js.extreme_eigenvalues, max_basis=3), "max_basis is 3, expected at least 6"),
+    "no pair": (lambda c: c.call(js.top_eigenpairs, k=0), "k is 0, expected at least 1"),
+    "pairs": (lambda c: c.call(js.top_eigenpairs, k=75), "k is 75, expected between 1 and the 74 entries"),
+    "which": (lambda c: c.call(js.top_eigenpairs, which="XX"), "which is 'XX', expected"),
+    "method": (lambda c: c.call(js.hessian_trace, method="exact"), "method is 'exact'"),
+    "num_matvecs": (lambda c: c.call(js.hessian_trace, num_matvecs=5), r"num_matvecs is 5, .* 6 for hutch\+\+"),
+    "num_probes": (lambda c: c.call(js.spectral_density, num_probes=1), "num_probes is 1, expected at least 2"),
+    "num_steps": (lambda c: c.call(js.spectral_density, num_steps=0), "num_steps is 0, expected at least 1"),
+    "num_points": (lambda c: c.call(js.spectral_density, num_points=1), "num_points is 1, expected at least 2"),
+    "sigma": (lambda c: c.call(js.spectral_density, sigma=-1.0), "sigma is -1.0, expected a positive width"),
+}
 
 
-@pytest.mark.parametrize("index", range(17))
-def test_bad_calls(index):
-    call, match = bad_calls()[index]
+class Calls:
+    """Calls on a small network."""
+
+    def __init__(self):
+        _, self.loss_fn, self.params, self.data = problem("mlp")
+
+    def product(self, data, **options):
+        return js.hvp(self.loss_fn, self.params, data, **options)
+
+    def call(self, function, **options):
+        return function(self.params, self.loss_fn, self.data, progress=False, **options)
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_calls(name):
+    call, match = BAD_CALLS[name]
     with pytest.raises(ValueError, match=match):
-        call()
+        call(Calls())
 
 
 def test_bad_types():
     _, loss_fn, _, data = problem("mlp")
     with pytest.raises(TypeError, match=r"params\['n'\] is int"):
         js.hvp(loss_fn, {"n": jnp.arange(3)}, data)
+    with pytest.raises(TypeError, match="k is 2.0, expected an integer"):
+        js.top_eigenpairs(mlp_params(), loss_fn, data, 2.0)
+    with pytest.raises(TypeError, match="model_fn is str, expected a function"):
+        js.ggn_product("model", loss_fn, mlp_params(), data)
     with pytest.raises(TypeError, match="key is str"):
         js.extreme_eigenvalues(mlp_params(), loss_fn, data, key="seed")
 

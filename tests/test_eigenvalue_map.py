@@ -14,8 +14,7 @@ from jax.sharding import Mesh
 
 import jaxscape as js
 from jaxscape import trees
-from jaxscape.curvature import _over_grid
-from jaxscape.store import Store
+from jaxscape.sweep import Store, _chains
 from tests.problems import classification_data, cross_entropy, launch, mlp_apply, mlp_params
 
 PARAMS, DATA = mlp_params(), classification_data()
@@ -107,7 +106,7 @@ def test_a_neighbours_vectors_save_products(monkeypatch):
     grid = js.Grid((np.linspace(0, 0.1, 8),))
     one = {"directions": directions()[:1], "grid": grid, "tol": 1e-2}
     warm = mapped(**one)
-    monkeypatch.setattr(_over_grid, "CHAIN", 1)
+    monkeypatch.setattr(_chains, "CHAIN", 1)
     cold = mapped(**one)
     assert warm.num_matvecs[1:].sum() < 0.9 * cold.num_matvecs[1:].sum()
     np.testing.assert_allclose(warm.max_eigenvalue, cold.max_eigenvalue, rtol=2e-2)
@@ -115,7 +114,7 @@ def test_a_neighbours_vectors_save_products(monkeypatch):
 
 def test_chains_go_from_neighbour_to_neighbour():
     for shape in ((3, 4), (2, 3, 2), (5,), (1, 1)):
-        path = np.stack(np.unravel_index(_over_grid._snake(shape), shape), axis=1)
+        path = np.stack(np.unravel_index(_chains.snake(shape), shape), axis=1)
         assert len(np.unique(path, axis=0)) == len(path) == np.prod(shape)
         assert (np.abs(np.diff(path, axis=0)).sum(1) == 1).all()
 

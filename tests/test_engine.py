@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 import jaxscape as js
 from jaxscape import engine
-from jaxscape.engine import Load, Program, _compile, _program, _strategy
+from jaxscape.engine import Load, Program, _strategy
+from jaxscape.objective import Objective, stack_batches, trace
 from tests.problems import classification_data, launch, mlp_loss, mlp_params
 
 PARAMS, DATA = mlp_params(), classification_data(examples=37)
@@ -63,7 +64,7 @@ def test_points_side_by_side(width):
 @pytest.mark.parametrize(("examples", "batch_size"), [(10, 4), (7, 7), (7, 100), (1437, 128), (5, 1)])
 @pytest.mark.parametrize("shares", [1, 3])
 def test_batches_hold_every_example_once(examples, batch_size, shares):
-    batches, sizes = _program.stack_batches(np.arange(examples), batch_size, shares)
+    batches, sizes = stack_batches(np.arange(examples), batch_size, shares)
     assert batches.shape[1] <= batch_size
     assert len(batches) % shares == 0
     kept = np.concatenate([batch[:size] for batch, size in zip(batches, sizes, strict=True)])
@@ -72,8 +73,9 @@ def test_batches_hold_every_example_once(examples, batch_size, shares):
 
 
 def test_values_of_single_examples_and_their_rows():
+    (term,) = Objective.of(mlp_loss, PARAMS, DATA).terms
     for share in (mesh(8), mesh(2, 4)):
-        program = Program(mlp_loss, PARAMS, DIRECTIONS.basis, DATA, Load(4), mesh=share)
+        program = Program(term, PARAMS, DIRECTIONS.basis, Load(4), mesh=share)
         values = program.values(np.zeros((3, 2)), 1, program.local_batches)()
         rows = program.examples(1, program.local_batches)
         expected = np.asarray(mlp_loss(PARAMS, DATA)["loss"])
@@ -96,11 +98,9 @@ def test_lower_precision_is_near(compute_dtype):
 
 
 def test_precision_reaches_the_products():
-    def uses(loss):
-        jaxpr = jax.make_jaxpr(loss)(PARAMS, DATA)
-        return {str(eqn.params["precision"]) for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"}
-
-    assert "HIGHEST" in str(uses(_compile.in_precision(mlp_loss, "float32")))
+    equations = trace(mlp_loss, PARAMS, DATA, compute_dtype="float32").computation.jaxpr.eqns
+    precisions = {str(eqn.params["precision"]) for eqn in equations if eqn.primitive.name == "dot_general"}
+    assert "HIGHEST" in str(precisions)
 
 
 def test_unknown_precision_and_width():
@@ -170,12 +170,22 @@ def clock(monkeypatch):
     return clock
 
 
-def choose(examples=5000, fixed=(None, None), loss=mlp_loss, params=PARAMS, key=None, points=10**9):
-    data = classification_data(examples=examples) if loss is mlp_loss else (np.ones((examples, 9, 9, 5)),)
-    basis = jax.tree.map(lambda x: x[None], params)
-    return _strategy.choose_load(
-        lambda load: Program(loss, params, basis, data, load, mesh=mesh(1)), data, points, key, fixed
+def choose(examples=5000, fixed=(None, None), loss=mlp_loss, params=PARAMS, points=10**9):
+    data = (
+        (np.ones((examples, 9, 9, 5)),)
+        if jax.tree.leaves(params)[0].ndim > 2
+        else classification_data(examples=examples)
     )
+    basis = jax.tree.map(lambda x: x[None], params)
+    (term,) = Objective.of(loss, params, data, check=False).terms
+    return _strategy.choose_load(
+        lambda load: Program(term, params, basis, load, mesh=mesh(1)), term, points, mesh(1), fixed
+    )
+
+
+def scaled(scale):
+    """A loss that computes something else for each scale."""
+    return lambda params, batch: mlp_loss(params, batch)["loss"] * scale
 
 
 def distance(best_size, best_width):
@@ -200,14 +210,14 @@ def test_what_the_caller_fixes_stays(clock):
 
 def test_a_choice_is_kept_for_the_process(clock):
     clock.cost = distance(512, 16)
-    assert choose(key="f") == (512, 16)
+    assert choose(loss=scaled(1.0)) == (512, 16)
     clock.tried.clear()
-    assert choose(key="f") == (512, 16)
+    assert choose(loss=scaled(1.0)) == (512, 16)  # another function that computes the same
     assert clock.tried == []
-    choose(key="g")
+    choose(loss=scaled(2.0))
     assert clock.tried
     for i in range(100):
-        choose(key=i)
+        choose(loss=scaled(3.0 + i))
     assert len(_strategy._known) == 64
 
 
@@ -215,9 +225,9 @@ def test_a_choice_cut_short_is_made_anew_for_larger_work(clock, monkeypatch):
     clock.cost = distance(512, 16)
     with monkeypatch.context() as patch:
         patch.setattr(_strategy, "WORTH", np.inf)
-        assert choose(key="f") == choose(key="f") == (128, 1)
+        assert choose() == choose() == (128, 1)
     assert clock.tried == [(128, 1)]  # what was measured is not measured again
-    assert choose(key="f") == (512, 16)
+    assert choose() == (512, 16)
 
 
 def test_small_work_is_not_worth_a_trial(clock, monkeypatch):

@@ -7,8 +7,8 @@ import pytest
 import scipy.sparse.linalg
 from jax.flatten_util import ravel_pytree
 
-from jaxscape import krylov
-from jaxscape.lanczos import lanczos
+from jaxscape.linalg import _krylov as krylov
+from jaxscape.linalg import lanczos
 
 NEAR = np.linspace(0, 1e-3, 10)
 SPECTRA = {

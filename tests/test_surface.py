@@ -8,9 +8,17 @@ from jax.sharding import Mesh
 
 import jaxscape as js
 from jaxscape import engine
-from jaxscape.engine import _stored
-from jaxscape.store import Store
-from tests.problems import classification_data, cross_entropy, loop_reference, mlp_apply, mlp_loss, mlp_params
+from jaxscape.objective import Objective
+from jaxscape.sweep import Store, _blocks
+from tests.problems import (
+    classification_data,
+    compilations,
+    cross_entropy,
+    loop_reference,
+    mlp_apply,
+    mlp_loss,
+    mlp_params,
+)
 
 PARAMS, DATA = mlp_params(), classification_data()
 GRID = js.Grid((np.array([-1.0, 0.25, 0.5]), np.array([0.0, 2.0])))  # 3x2, uneven, starting at 0
@@ -170,32 +178,29 @@ def test_scale_invariance_of_filter_normalization(norm, same):
 
 
 def test_mean_metrics_is_the_center():
-    means = engine.mean_metrics(mlp_loss, PARAMS, DATA, batch_size=8)
+    means = engine.mean_metrics(Objective.of(mlp_loss, PARAMS, DATA), PARAMS, batch_size=8)
     np.testing.assert_allclose(means["loss"], plane().attrs["center_loss"], rtol=1e-14)
     assert set(means) == {"loss", "accuracy"}
 
 
 def test_params_and_data_are_arguments_of_one_compiled_program():
-    calls = []
-
-    def loss(params, batch):
-        calls.append(1)  # counts traces
-        return mlp_loss(params, batch)
-
     def measure(seed):
+        loss = lambda params, batch: mlp_loss(params, batch)  # noqa: E731  # a new function each time
         grid = js.Grid.line(0, 1, 3)
         js.surface(mlp_params(seed=seed), loss, classification_data(seed=seed), grid=grid, progress=False)
-        return len(calls)
 
-    first = measure(0)
-    assert measure(1) == first  # no second compilation
+    measure(0)
+    with compilations() as compiled:
+        measure(1)
+    assert compiled == []
 
 
 def test_program_size_does_not_grow_with_points():
-    program = engine.Program(mlp_loss, PARAMS, DIRECTIONS.basis, DATA, engine.Load(8), mesh=devices(1))
+    (term,) = Objective.of(mlp_loss, PARAMS, DATA).terms
+    program = engine.Program(term, PARAMS, DIRECTIONS.basis, engine.Load(8), mesh=devices(1))
     given = np.zeros((program.capacity, 2)), np.array([1], np.int32), np.array([0, 3], np.int32)
     compiled = program._run(False).lower(*program._operands, *given).compile().memory_analysis()
-    outputs = program.capacity * 3 * 2 * (8 + 4)  # batches x (mean, root) x (float64 loss, float32 accuracy)
+    outputs = program.capacity * 3 * 5 * (8 + 4)  # batches x sums x (float64 loss, float32 accuracy)
     assert compiled.output_size_in_bytes < 2 * outputs
 
 
@@ -262,7 +267,7 @@ def test_bad_batch_size(batch_size):
 @pytest.mark.parametrize(
     ("loss_fn", "error", "match"),
     [
-        (lambda p, b: mlp_apply(p, b[0]), ValueError, r"returned \(10, 4\) for 'loss' .* expected \(10,\)"),
+        (lambda p, b: mlp_apply(p, b[0]), ValueError, r"returned \(23, 4\) for 'loss' .* expected \(23,\)"),
         (lambda p, b: {"error": cross_entropy(mlp_apply(p, b[0]), b[1])}, ValueError, r"keys \['error'\]; expect"),
         (lambda p, b: mlp_apply(p, b[0])[:, 0] + 1j, TypeError, "complex128 for 'loss'; expected real numbers"),
     ],
@@ -293,7 +298,7 @@ def test_bad_directions():
 
 @pytest.mark.parametrize("loss", [mlp_loss, lambda p, b: mlp_loss(p, b)["loss"].mean()], ids=["per example", "mean"])
 def test_a_killed_surface_goes_on(tmp_path, monkeypatch, loss):
-    monkeypatch.setattr(_stored, "BLOCK", 3)
+    monkeypatch.setattr(_blocks, "BLOCK", 3)
     options = {"directions": DIRECTIONS, "grid": GRID, "progress": False, "batch_size": 8}
     plain = js.surface(PARAMS, loss, DATA, **options)
     write, done = Store.write, []
@@ -309,7 +314,7 @@ def test_a_killed_surface_goes_on(tmp_path, monkeypatch, loss):
         js.surface(PARAMS, loss, DATA, store=tmp_path / "s.zarr", **options)
     monkeypatch.setattr(Store, "write", lambda self, rows, values: done.append(rows) or write(self, rows, values))
     found = js.surface(PARAMS, loss, DATA, store=tmp_path / "s.zarr", **options)
-    assert done == [slice(0, 3), slice(3, 6), slice(6, 7)]  # params itself and 6 points, each block once
+    assert done == [slice(0, 3), slice(3, 6), slice(6, 7)]  # 6 points and params itself, each block once
     again = js.surface(PARAMS, loss, DATA, store=tmp_path / "s.zarr", **options)
     assert len(done) == 3
     assert list(found.data_vars) == list(plain.data_vars)

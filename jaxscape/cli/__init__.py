@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import jax
 
-from jaxscape import engine
 from jaxscape.cli._parser import make_parser
+from jaxscape.objective import use_all_cores
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, or 2 after a mistake in what was asked, told in one line.
     """
     args = make_parser().parse_args(argv)
-    engine.use_all_cores()
+    use_all_cores()
     try:
         if getattr(args, "distributed", False):
             jax.distributed.initialize()

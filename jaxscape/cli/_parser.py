@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from jaxscape import engine
 from jaxscape.cli import _measure, _show, _walk
+from jaxscape.objective import PRECISIONS
 
 
 def _batch_size(text: str) -> Any:
@@ -125,4 +125,4 @@ def _add_tolerance(parser: argparse.ArgumentParser) -> None:
     """How exactly."""
     parser.add_argument("--rtol", type=float, metavar="X", help="relative standard error to reach (default: exact)")
     parser.add_argument("--atol", type=float, default=0.0, metavar="X", help="absolute one, with --rtol (default: 0)")
-    parser.add_argument("--compute-dtype", choices=tuple(engine.PRECISIONS), help="precision (default: JAX's setting)")
+    parser.add_argument("--compute-dtype", choices=tuple(PRECISIONS), help="precision (default: JAX's setting)")

@@ -41,8 +41,11 @@ def in_rows(eqn: Any) -> Callable[..., Array] | None:
     if eqn.primitive.name == "broadcast_in_dim" and len(operands) == 1:
         sizes = dict(zip(eqn.params["broadcast_dimensions"], operands[0], strict=True))
         own = tuple(sizes.get(axis, 1) for axis in range(len(shape)))
-        if _fits(own, shape):
-            return lambda x: jnp.broadcast_to(_rows(x.reshape(own), shape), _merged(shape)).reshape(shape)
+        dtype = eqn.outvars[0].aval.dtype
+        if _fits(own, shape):  # asarray: a literal may be a Python number
+            return lambda x: jnp.broadcast_to(_rows(jnp.asarray(x, dtype).reshape(own), shape), _merged(shape)).reshape(
+                shape
+            )
     return None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend import core
 
 from jaxscape.convolution._forms import form_of
@@ -56,11 +57,34 @@ def fast_convolutions(fun: Callable[..., Any], *, backend: str | None = None) ->
     def rewritten(*args: Any, **kwargs: Any) -> Any:
         if (backend or jax.default_backend()) != "cpu":
             return fun(*args, **kwargs)
-        jaxpr, shapes = jax.make_jaxpr(fun, return_shape=True)(*args, **kwargs)
+        jaxpr, shapes = jax.make_jaxpr(lambda *a, **k: fun(*a, **k), return_shape=True)(*args, **kwargs)
         outs = _run(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves((args, kwargs)), False)
         return jax.tree.unflatten(jax.tree.structure(shapes), outs)
 
     return rewritten
+
+
+def evaluate(jaxpr: core.Jaxpr, args: Sequence[Any], *, backend: str | None = None) -> list[Any]:
+    """Evaluate a jaxpr without constants as `fast_convolutions` does.
+
+    Args:
+        jaxpr: Of any function.
+        args: A value for each of its inputs.
+        backend: As in `fast_convolutions`.
+
+    Returns:
+        A value for each of its outputs.
+    """
+    if (backend or jax.default_backend()) != "cpu":
+        return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))(*args)
+    return _run(jaxpr, (), args, False)
+
+
+def has_native_convolution(jaxpr: core.Jaxpr) -> bool:
+    """Whether `evaluate` leaves a convolution to XLA."""
+    avals: list[Any] = [v.aval for v in jaxpr.invars]
+    types = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+    return "conv_general_dilated" in str(jax.make_jaxpr(lambda *args: evaluate(jaxpr, args))(*types))
 
 
 def compiler_options(backend: str | None = None) -> dict[str, str]:
@@ -90,7 +114,7 @@ def _run(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any], in_loop:
     values: dict[Any, Any] = dict(zip(variables, (*consts, *args), strict=True))
 
     def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else values[atom]
+        return _literal(atom) if isinstance(atom, core.Literal) else values[atom]
 
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "conv_general_dilated":  # later users of the image take it from memory as well
@@ -107,6 +131,12 @@ def _run(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any], in_loop:
         outputs = outputs if eqn.primitive.multiple_results else [outputs]
         values.update(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _literal(literal: core.Literal) -> Any:
+    """The value of a literal; JAX has classes of its own for typed scalars, which lack the methods of arrays."""
+    aval: Any = literal.aval
+    return np.asarray(literal.val, aval.dtype) if hasattr(aval, "dtype") and not aval.weak_type else literal.val
 
 
 def _rewrite_inside(eqn: Any, in_loop: bool) -> dict[str, Any]:

@@ -1,17 +1,20 @@
-"""The Hessian under the picture: products, eigenvalues, trace and spectral density, at a point and over a plane."""
+"""The Hessian and the Gauss-Newton matrix of a loss: products, eigenvalues, trace and spectral density at a point."""
 
-from jaxscape.curvature._eigen import extreme_eigenvalues, top_eigenpairs
-from jaxscape.curvature._estimates import hessian_trace, spectral_density
-from jaxscape.curvature._hvp import ggn_product, hvp
-from jaxscape.curvature._map import eigenvalue_map, plane_hessian
+from jaxscape.curvature._hessian import extreme_eigenvalues, hessian_trace, spectral_density, top_eigenpairs
+from jaxscape.curvature._operators import Options, ggn_product, hessian_product, hvp
+from jaxscape.curvature._plane import plane_columns, plane_curvatures
+from jaxscape.curvature._product import Product
 
 __all__ = [
-    "eigenvalue_map",
+    "Options",
+    "Product",
     "extreme_eigenvalues",
     "ggn_product",
+    "hessian_product",
     "hessian_trace",
     "hvp",
-    "plane_hessian",
+    "plane_columns",
+    "plane_curvatures",
     "spectral_density",
     "top_eigenpairs",
 ]

@@ -7,30 +7,30 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxscape.curvature._product import Matvec
 from jaxscape.directions import Directions
-from jaxscape.layout import Layout
+from jaxscape.linalg import Matvec
+from jaxscape.subspace import Subspace
 
 
 def plane_columns(num: int) -> dict[str, Any]:
-    """Names and types of what is found in a plane of so many directions."""
+    """Names and types of the values of `plane_curvatures` in a plane of ``num`` directions."""
     return {"plane_hessian": (float, (num, num)), "plane_min_eigenvalue": float, "plane_max_eigenvalue": float}
 
 
-def plane_curvatures(layout: Layout, matvec: Matvec, directions: Directions) -> dict[str, np.ndarray]:
+def plane_curvatures(subspace: Subspace, matvec: Matvec, directions: Directions) -> dict[str, np.ndarray]:
     """Second derivatives in the coordinates, and the extreme curvatures along directions of length 1 in the plane.
 
     With D the directions as columns these are ``D^T H D``, and its eigenvalues in the metric ``D^T D``.
 
     Args:
-        layout: The leaves that curvature is taken in.
+        subspace: The leaves that curvature is taken in.
         matvec: Products with the Hessian.
         directions: Those of the plane.
 
     Returns:
         A value for each of `plane_columns`.
     """
-    vectors = [layout.extract(direction) for direction in directions]
+    vectors = [subspace.extract(direction) for direction in directions]
     images = [matvec(vector) for vector in vectors]
     hessian, metric = (
         np.array([[float(_inner(a, b)) for b in others] for a in vectors]) for others in (images, vectors)

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,75 +11,94 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from jaxscape.data import num_examples
 from jaxscape.engine._compile import CAPACITY
-from jaxscape.engine._program import Load, Pending, Program, agree, ahead
-from jaxscape.engine._result import Estimate, Evaluation
+from jaxscape.engine._program import Load, Pending, Program, ahead
+from jaxscape.engine._result import Estimate, Evaluation, add_terms
 from jaxscape.engine._strategy import choose_load
-from jaxscape.types import Data, LossFn, Params
+from jaxscape.engine._summary import SUMS, from_device, join, mean_and_stderr
+from jaxscape.objective import Objective, Term, agree, rows_of
+from jaxscape.types import Params
 
 CALL_SECONDS = 0.3  # a call this long keeps the progress bar alive and makes the cost of dispatch (< 1 ms) vanish
 
+Loads = tuple[int | None, int | None] | Mapping[str, Load]
+"""Examples and points that go side by side, None where free; or the load of each term."""
+
 
 def evaluate(
-    loss_fn: LossFn,
+    objective: Objective,
     params: Params,
     basis: Params,
     coords: Float[np.ndarray, "points axes"],
-    data: Data,
     *,
-    load: tuple[int | None, int | None] = (None, None),
+    load: Loads = (None, None),
     mesh: Mesh | None = None,
-    compute_dtype: str | None = None,
     progress: bool | None = None,
 ) -> Evaluation:
-    """Mean of every metric over all examples, at each point.
+    """Mean of every metric over all examples, at each point ``params + sum_k coords[k] * basis[k]``.
 
     Args:
-        loss_fn: ``loss_fn(params, batch)``, as `jaxscape.types.LossFn` says.
+        objective: The loss over its data.
         params: The origin.
         basis: A pytree like params with a leading axis of length ``axes`` on each leaf.
         coords: Coordinates of the points.
-        data: Arrays with a common leading example axis; the last batch may be ragged.
         load: Examples and points that go side by side, as in `Load`; None: as is fastest in a short trial.
         mesh: The devices; all of all processes by default. An axis named ``"data"`` shares the examples.
-        compute_dtype: As in `Program`.
         progress: True or False for a bar with points/s and time left; None for one on terminals and in notebooks.
 
     Returns:
         Every metric; its standard error is that of the mean over the examples taken as a sample, ``s / sqrt(N)`` with
-        s the standard deviation of the per-example values (N - 1 in its denominator).
-
-    Raises:
-        ValueError: loss_fn gives a wrong shape or lacks ``"loss"``.
-        TypeError: loss_fn gives something that is no real number.
+        s the standard deviation of the per-example values (N - 1 in its denominator), and for weighted examples that of
+        the ratio ``sum(w x) / sum(w)``.
     """
+    evaluations = {}
+    with progress_bar(len(coords) * len(objective.terms), progress) as bar:
+        for term in objective.terms:
+            evaluations[term.name] = _evaluate_term(term, params, basis, coords, load, mesh, bar)
+    return add_terms(evaluations)
 
-    def make(part: Data, load: Load) -> Program:
-        return Program(loss_fn, params, basis, part, load, mesh=mesh, compute_dtype=compute_dtype)
 
-    key = (loss_fn, mesh, compute_dtype) if isinstance(loss_fn, Hashable) else None
-    chosen = choose_load(lambda load: make(data, load), data, len(coords), key, load)
-    with progress_bar(len(coords), progress) as bar:
-        parts, used = with_retries(lambda load: _evaluate_parts(make, data, load, coords, bar), chosen)
-    metrics = {name: _join([part[name] for part in parts]) for name in parts[0]}
-    return Evaluation(metrics, np.full(len(coords), num_examples(data)), used)
+def _evaluate_term(
+    term: Term, params: Params, basis: Params, coords: np.ndarray, load: Loads, mesh: Mesh | None, bar: tqdm
+) -> Evaluation:
+    def program(part: Term, load: Load) -> Program:
+        return Program(part, params, basis, load, mesh=mesh)
+
+    first = bar.n
+
+    def run(load: Load) -> dict[str, np.ndarray]:
+        bar.n = first
+        return _sums(program, term, load, coords, bar)
+
+    fixed = load_of(load, term)
+    chosen = choose_load(lambda load: program(term, load), term, len(coords), mesh, fixed)
+    sums, used = with_retries(run, chosen)
+    metrics = {}
+    for name, per_example in term.per_example.items():
+        mean, stderr = mean_and_stderr(sums[name], term.examples)
+        metrics[name] = Estimate(mean, stderr if per_example else None)
+    return Evaluation(metrics, np.full(len(coords), term.examples), {term.name: used})
+
+
+def load_of(load: Loads, term: Term) -> tuple[int | None, int | None]:
+    """What is fixed of the load of a term."""
+    return load[term.name] if isinstance(load, Mapping) else load
 
 
 def mean_metrics(
-    loss_fn: LossFn, params: Params, data: Data, *, batch_size: int = 128, mesh: Mesh | None = None
+    objective: Objective, params: Params, *, batch_size: int = 128, mesh: Mesh | None = None
 ) -> dict[str, float]:
     """Mean of every metric over all examples, at ``params`` itself.
 
     >>> data = np.arange(5.0)
-    >>> mean_metrics(lambda p, x: p * x, np.float32(2.0), data, batch_size=2)
+    >>> objective = Objective.of(lambda p, x: p * x, np.float32(2.0), data)
+    >>> mean_metrics(objective, np.float32(2.0), batch_size=2)
     {'loss': 4.0}
 
     Args:
-        loss_fn: ``loss_fn(params, batch)``, as `jaxscape.types.LossFn` says.
-        params: A pytree of floating arrays.
-        data: Arrays with a common leading example axis.
-        batch_size: Examples in one call of loss_fn, at most.
+        objective: The loss over its data.
+        params: A pytree of floating arrays, like that of the objective.
+        batch_size: Examples in one call of the loss, at most.
         mesh: The devices, with an axis named ``"data"``; the first one by default.
 
     Returns:
@@ -88,8 +107,8 @@ def mean_metrics(
     no_direction = jax.tree.map(lambda x: np.zeros((0, *np.shape(x)), x.dtype), params)
     mesh = mesh or Mesh(np.array(jax.local_devices()[:1]), ("points",))
     point, load = np.zeros((1, 0)), (batch_size, 1)
-    found = evaluate(loss_fn, params, no_direction, point, data, load=load, mesh=mesh, progress=False)
-    return {name: float(estimate.mean[0]) for name, estimate in found.metrics.items()}
+    evaluation = evaluate(objective, params, no_direction, point, load=load, mesh=mesh, progress=False)
+    return {name: float(estimate.mean[0]) for name, estimate in evaluation.metrics.items()}
 
 
 def with_retries(run: Callable[[Load], Any], load: Load) -> tuple[Any, Load]:
@@ -100,7 +119,7 @@ def with_retries(run: Callable[[Load], Any], load: Load) -> tuple[Any, Load]:
         load: The first one.
 
     Returns:
-        What the run gave, and the load that it needed.
+        The result of the run, and the load that it needed.
 
     Raises:
         jax.errors.JaxRuntimeError: Memory runs out with one point and one example, or the failure is another one.
@@ -108,7 +127,7 @@ def with_retries(run: Callable[[Load], Any], load: Load) -> tuple[Any, Load]:
     first = load
     while True:
         try:
-            found = run(load)
+            result = run(load)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or load == (1, 1):
                 raise
@@ -119,68 +138,32 @@ def with_retries(run: Callable[[Load], Any], load: Load) -> tuple[Any, Load]:
                 warnings.warn(
                     f"out of memory with {first}; went on with {load}. Pass it to spare the tries.", stacklevel=4
                 )
-            return found, load
+            return result, load
 
 
-def _evaluate_parts(
-    make: Callable[[Data, Load], Program], data: Data, load: Load, coords: np.ndarray, bar: tqdm
-) -> list[dict[str, tuple[np.ndarray, bool]]]:
-    """All of the data as one part; or full batches and the rest, where loss_fn gives batch means.
+def _sums(
+    program: Callable[[Term, Load], Program], term: Term, load: Load, coords: np.ndarray, bar: tqdm
+) -> dict[str, np.ndarray]:
+    """The sums of `summarize` over all examples, for each metric an array ``(5, points)``.
 
-    A padded batch would spoil such a mean, so the ragged last batch is a program of its own.
+    Where the loss is the mean of a batch, a padded batch would spoil it: the ragged last one is a program of its own.
 
     Returns:
-        For each part and metric the `_moments` of all points, and whether it is per example.
+        By the names of the metrics.
     """
-    examples = num_examples(data)
-    whole = make(data, load)
-    ragged = examples % load.batch_size
-    if all(whole.per_example.values()) or not ragged or ragged == examples:
-        programs = [whole]
+    ragged = term.examples % load.batch_size
+    if all(term.per_example.values()) or not ragged or ragged == term.examples:
+        programs = [program(term, load)]
     else:
-        cut = examples - ragged
-        head, tail = (jax.tree.map(lambda x, s=s: x[s], data) for s in (slice(cut), slice(cut, None)))
-        programs = [make(head, load), make(tail, Load(ragged, load.points_per_step))]
-    found = []
-    for program in programs:
-        moments: dict[str, np.ndarray] = {name: np.empty((3, len(coords))) for name in program.per_example}
-        for rows, block in _blocks(program, coords, bar if program is programs[-1] else None):
+        cut = term.examples - ragged
+        head, tail = (term.with_data(rows_of(term.data, part)) for part in (slice(cut), slice(cut, None)))
+        programs = [program(head, load), program(tail, Load(ragged, load.points_per_step))]
+    sums = {name: np.empty((SUMS, len(coords), len(programs))) for name in term.per_example}
+    for part, each in enumerate(programs):
+        for rows, block in _blocks(each, coords, bar if each is programs[-1] else None):
             for name, summaries in block.items():
-                moments[name][:, rows] = _moments(summaries, program.sizes)
-        found.append({name: (m, program.per_example[name]) for name, m in moments.items()})
-    return found
-
-
-def _moments(summaries: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Count, sum, and sum of squared deviations of each point from the summaries of its batches.
-
-    Chan, Golub & LeVeque 1983 for the squared deviations; all in float64.
-
-    Args:
-        summaries: Shape ``(points, batches, 2)``.
-        sizes: Examples in each batch.
-
-    Returns:
-        Shape ``(3, points)``.
-    """
-    used = sizes > 0
-    sums, roots = np.moveaxis(summaries[:, used].astype(np.float64), -1, 0)
-    sizes = sizes[used]
-    with np.errstate(all="ignore"):  # a NaN or infinite loss is a result
-        total, count = sums.sum(-1), sizes.sum()
-        squares = (roots**2).sum(-1) + (sums / sizes - (total / count)[:, None]) ** 2 @ sizes
-    return np.stack([np.full(len(total), float(count)), total, squares])
-
-
-def _join(parts: list[tuple[np.ndarray, bool]]) -> Estimate:
-    """Mean and standard error over all parts of the data."""
-    counts, sums, squares = np.stack([moments for moments, _ in parts], axis=1)
-    with np.errstate(all="ignore"):
-        count = counts.sum(0)
-        mean = sums.sum(0) / count
-        squares = squares.sum(0) + (counts * (sums / counts - mean) ** 2).sum(0)
-        stderr = np.sqrt(squares / (count - 1) / count)
-    return Estimate(mean, stderr if parts[0][1] else None)
+                sums[name][:, rows, part] = join(from_device(summaries[:, each.sizes > 0]))
+    return {name: join(parts) for name, parts in sums.items()}
 
 
 def _blocks(program: Program, coords: np.ndarray, bar: tqdm | None) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:

@@ -1,5 +1,6 @@
 """What an evaluation gives."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ class Estimate(NamedTuple):
 
     Attributes:
         mean: Mean over the examples, shape ``(points,)``, float64.
-        stderr: Its standard error; None if loss_fn gives batch means only.
+        stderr: Its standard error; None if the loss gives batch means only.
     """
 
     mean: np.ndarray
@@ -25,9 +26,35 @@ class Evaluation(NamedTuple):
     Attributes:
         metrics: An `Estimate` by name.
         num_examples: How many examples were evaluated at each point, shape ``(points,)``.
-        load: How many examples and points went side by side in the end.
+        loads: For each term by name, how many examples and points went side by side in the end.
     """
 
     metrics: dict[str, Estimate]
     num_examples: np.ndarray
-    load: Load
+    loads: dict[str, Load]
+
+
+def add_terms(evaluations: Mapping[str, Evaluation]) -> Evaluation:
+    """The sum of several terms: ``loss``, and each metric of a term as ``metric_term``.
+
+    The terms are means over data of their own, so the variances of their losses add up.
+
+    Args:
+        evaluations: By the names of the terms; one with the name ``""`` is alone, and given back.
+
+    Returns:
+        The evaluation of the sum.
+    """
+    if "" in evaluations:
+        return evaluations[""]
+    losses = [evaluation.metrics["loss"] for evaluation in evaluations.values()]
+    errors = [loss.stderr for loss in losses if loss.stderr is not None]
+    with np.errstate(all="ignore"):  # infinite losses of opposite signs
+        mean = np.sum([loss.mean for loss in losses], axis=0)
+        stderr = np.sqrt(np.sum(np.square(errors), axis=0)) if len(errors) == len(losses) else None
+    metrics = {"loss": Estimate(mean, stderr)}
+    for term, evaluation in evaluations.items():
+        metrics |= {f"{name}_{term}": estimate for name, estimate in evaluation.metrics.items()}
+    examples = np.sum([evaluation.num_examples for evaluation in evaluations.values()], axis=0)
+    loads = {term: evaluation.loads[term] for term, evaluation in evaluations.items()}
+    return Evaluation(metrics, examples, loads)

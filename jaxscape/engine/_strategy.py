@@ -3,16 +3,16 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxscape.data import num_examples
 from jaxscape.engine._compile import CAPACITY
-from jaxscape.engine._program import Load, Program, agree
-from jaxscape.types import Data
+from jaxscape.engine._program import Load, Program
+from jaxscape.objective import Term, agree
 
 FIRST_BATCH = 128
 CACHED = 8 * 32 * 32 * 3  # numbers that a first batch of images has on a CPU: 8 of CIFAR-10, where 64 are 19 % slower
@@ -24,7 +24,7 @@ REPEATS = 3  # of which the fastest counts: what else runs on the machine only e
 
 @dataclasses.dataclass
 class _Known:
-    """What was found out about a function on its devices: kept for the process.
+    """What was measured of a function on its devices, for the life of the process.
 
     Attributes:
         seconds: For one point and example at a load, and what it cost to find out, compilation included.
@@ -39,7 +39,11 @@ _known: dict[Any, _Known] = {}
 
 
 def choose_load(
-    make: Callable[[Load], Program], data: Data, num_points: int, key: Hashable | None, fixed: tuple[Any, Any]
+    program: Callable[[Load], Program],
+    term: Term,
+    num_points: int,
+    mesh: Mesh | None,
+    fixed: tuple[int | None, int | None],
 ) -> Load:
     """The load that is fastest in a short timed trial; what was measured is kept for the process.
 
@@ -48,31 +52,31 @@ def choose_load(
     worth a trial.
 
     Args:
-        make: Gives the program for a load.
-        data: The data.
+        program: The program for a load.
+        term: The loss and its data.
         num_points: How many points are to be evaluated.
-        key: What identifies the function and devices in the process; None: nothing does.
+        mesh: The devices; None: all.
         fixed: The batch size and points per step that the caller insists on; None where free.
 
     Returns:
         The load.
     """
-    examples = num_examples(data)
+    examples = term.examples
     batch_size, width = fixed
     best = Load(min(batch_size or FIRST_BATCH, examples), width or 1)
     if batch_size and width:
         return best
-    leaves = jax.tree.leaves(data)
-    shapes = tuple((np.shape(x), str(x.dtype)) for x in leaves)
-    known = _Known() if key is None else _known.setdefault((key, shapes), _Known())
+    shapes = jax.tree.leaves(term.batch_like(examples))
+    key = (term.traced(term.canonical).computation, mesh, tuple((x.shape, x.dtype) for x in shapes))
+    known = _known.setdefault(key, _Known())
     while len(_known) > 64:
         del _known[next(iter(_known))]
     if known.slow_vmap is None:
-        known.slow_vmap = _has_slow_vmap(make(best))
+        known.slow_vmap = _has_slow_vmap(program(best))
     if known.slow_vmap and not batch_size:
-        largest = max(math.prod(np.shape(x)[1:]) for x in leaves)
+        largest = max(math.prod(x.shape[1:]) for x in shapes)
         best = best._replace(batch_size=max(1, min(best.batch_size, CACHED // max(largest, 1))))
-    trial = _Trial(make, num_points * examples, known.seconds)
+    trial = _Trial(program, num_points * examples, known.seconds)
     if batch_size is None:
         start = best
         best = _climb(trial, best, lambda at: at._replace(batch_size=min(2 * at.batch_size, examples)))
@@ -95,15 +99,15 @@ def _climb(trial: "_Trial", best: Load, step: Callable[[Load], Load]) -> Load:
 class _Trial:
     """Seconds for one point and example at a load, each measured once."""
 
-    def __init__(self, make: Callable[[Load], Program], work: int, table: dict[Load, tuple[float, float]]) -> None:
-        self.make, self.work, self.table = make, work, table
+    def __init__(self, program: Callable[[Load], Program], work: int, table: dict[Load, tuple[float, float]]) -> None:
+        self.program, self.work, self.table = program, work, table
 
     def __call__(self, load: Load) -> float:
         """Measure, or remember."""
         if load not in self.table:
             begin = time.perf_counter()
             try:
-                seconds = agree(_measure(self.make(load)))
+                seconds = agree(_measure(self.program(load)))
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise

@@ -9,22 +9,22 @@ The loss at a point is a mean over N examples, and a random subset estimates it.
 - *Rounds.* A point takes no more examples once its standard error is under the tolerance.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
+from tqdm.auto import tqdm
 
-from jaxscape.data import num_examples
-from jaxscape.engine._compile import CAPACITY, probe
-from jaxscape.engine._exact import progress_bar, with_retries
+from jaxscape.engine._compile import CAPACITY
+from jaxscape.engine._exact import Loads, load_of, progress_bar, with_retries
 from jaxscape.engine._program import Load, Program, ahead
 from jaxscape.engine._regression import Sample
-from jaxscape.engine._result import Estimate, Evaluation
+from jaxscape.engine._result import Estimate, Evaluation, add_terms
 from jaxscape.engine._strategy import choose_load
-from jaxscape.types import Data, LossFn, Params
+from jaxscape.objective import WEIGHT, Objective, Term, rows_of
+from jaxscape.types import Params
 
 NEIGHBOURS = 4  # anchors that a point is regressed on: the corners of its cell in a plane
 FIRST_EXAMPLES = 256  # of the first round: below that neither the residuals' spread nor the coefficients are known well
@@ -32,7 +32,7 @@ GROWTH = 4  # a round takes a point to at most so many times the examples it had
 
 
 def anchor_stride(examples: int, rtol: float, points: Sequence[int]) -> int:
-    """Every how manieth point of each axis is an anchor.
+    """The distance between anchors, in points along each axis.
 
     Anchors cost ``examples / stride ** axes`` examples a point; the points between them ``(r * stride / rtol) ** 2``,
     where ``r * stride`` is the residuals' relative spread, 0.03 for neighbours on a plane of 21 points over [-1, 1]
@@ -58,81 +58,112 @@ def anchors(points: Sequence[int], stride: int) -> np.ndarray:
 
 
 def estimate(
-    loss_fn: LossFn,
+    objective: Objective,
     params: Params,
     basis: Params,
     coords: Float[np.ndarray, "points axes"],
-    data: Data,
     *,
-    exact: np.ndarray,
+    exact: Callable[[int], np.ndarray],
     rtol: float,
     atol: float = 0.0,
     seed: int = 0,
-    load: tuple[int | None, int | None] = (None, None),
+    load: Loads = (None, None),
     mesh: Mesh | None = None,
-    compute_dtype: str | None = None,
     progress: bool | None = None,
 ) -> Evaluation:
     """Mean of every metric to a tolerance: the standard error of the loss at most ``max(rtol * abs(loss), atol)``.
 
+    Of several terms each is brought to ``rtol`` of itself, or to its share of ``atol``: so their sum is to the
+    tolerance where no term is negative. What was reached is in the standard errors.
+
     Args:
-        loss_fn: ``loss_fn(params, batch)``, with a loss for each example.
+        objective: The loss over its data, with a loss for each example.
         params: The origin.
         basis: A pytree like params with a leading axis of length ``axes`` on each leaf.
         coords: Coordinates of the points.
-        data: Arrays with a common leading example axis.
-        exact: A mask of the points that are evaluated on all examples, the anchors of the others.
+        exact: For a number of examples, a mask of the points that are evaluated on all of them: the anchors of the
+            others.
         rtol: Relative tolerance.
         atol: Absolute tolerance.
         seed: Of the order in which all points take the examples.
-        load: As in `evaluate`.
-        mesh: As in `evaluate`.
-        compute_dtype: As in `evaluate`.
-        progress: As in `evaluate`.
+        load: Examples and points that go side by side, as in `Load`; None: as is fastest in a short trial.
+        mesh: The devices; all of all processes by default. An axis named ``"data"`` shares the examples.
+        progress: True or False for a bar with points/s and time left; None for one on terminals and in notebooks.
 
     Returns:
         Every metric, with the standard error against the mean over all of the data: 0 where all were evaluated. Other
         metrics than the loss take the examples that the loss needs, and have error bars of their own.
 
     Raises:
-        ValueError: loss_fn gives means of batches.
+        ValueError: The loss gives means of batches, or weights that depend on params.
     """
-    examples = num_examples(data)
-    if not all(probe(loss_fn, params, data, min(2, examples)).values()):
-        raise ValueError("rtol needs the loss of each example, but loss_fn returned the mean of a batch.")
-    order = np.random.default_rng(seed).permutation(examples)
-    shuffled = jax.tree.map(lambda x: x[order], data)
+    for term in objective.terms:
+        if not all(term.per_example.values()):
+            name = f"loss_fn[{term.name!r}]" if term.name else "loss_fn"
+            raise ValueError(f"rtol needs the loss of each example, but {name} returned the mean of a batch.")
+    atol = atol / np.sqrt(len(objective.terms))
+    evaluations = {}
+    with progress_bar(len(coords) * len(objective.terms), progress) as bar:
+        for term in objective.terms:
+            order = np.random.default_rng(seed).permutation(term.examples)
+            shuffled = term.with_data(rows_of(term.data, order))
+            points = _Points(coords, exact(term.examples), rtol, atol)
+            evaluations[term.name] = _estimate_term(shuffled, params, basis, points, load, mesh, bar)
+    return add_terms(evaluations)
 
-    def make(load: Load) -> Program:
-        return Program(loss_fn, params, basis, shuffled, load, mesh=mesh, compute_dtype=compute_dtype)
 
-    key = (loss_fn, mesh, compute_dtype) if isinstance(loss_fn, Hashable) else None
-    chosen = choose_load(make, data, int(exact.sum()), key, load)
-    with progress_bar(len(coords), progress) as bar:
+class _Points(NamedTuple):
+    """Where a term is wanted, and how well."""
 
-        def run(load: Load) -> dict[str, Sample]:
-            bar.reset()
-            return _sample(make(load), coords, exact, rtol, atol, bar.update)
+    coords: np.ndarray
+    exact: np.ndarray
+    rtol: float
+    atol: float
 
-        samples, used = with_retries(run, chosen)
+
+def _estimate_term(
+    term: Term, params: Params, basis: Params, points: _Points, load: Loads, mesh: Mesh | None, bar: tqdm
+) -> Evaluation:
+    def program(load: Load) -> Program:
+        return Program(term, params, basis, load, mesh=mesh)
+
+    first = bar.n
+
+    def run(load: Load) -> dict[str, Sample]:
+        bar.n = first
+        return _sample(program(load), points, bar.update)
+
+    chosen = choose_load(program, term, int(points.exact.sum()), mesh, load_of(load, term))
+    samples, used = with_retries(run, chosen)
     metrics = {name: Estimate(sample.mean, sample.stderr) for name, sample in samples.items()}
-    return Evaluation(metrics, samples["loss"].counts.astype(int), used)
+    return Evaluation(metrics, samples["loss"].counts.astype(int), {term.name: used})
 
 
-def _sample(
-    program: Program, coords: np.ndarray, exact: np.ndarray, rtol: float, atol: float, told: Callable[[int], Any]
-) -> dict[str, Sample]:
+def _weighted(values: dict[str, np.ndarray], term: Term) -> dict[str, np.ndarray]:
+    """Values whose plain mean over all examples is the weighted mean: ``w x`` over the mean weight, which is known."""
+    if not term.weighted:
+        return values
+    weights = values[WEIGHT] * (term.examples / term.total_weight)
+    return {
+        name: np.where(weights != 0, weights * value, 0).astype(value.dtype)
+        for name, value in values.items()
+        if name != WEIGHT
+    }
+
+
+def _sample(program: Program, points: _Points, advance: Callable[[int], Any]) -> dict[str, Sample]:
     """The anchors on all examples, then rounds for the points between them."""
-    batches = program.local_batches
+    coords, exact, rtol, atol = points
+    term, batches = program.term, program.local_batches
     held = np.cumsum([0, *(program.count(i + 1) - program.count(i) for i in range(batches))])  # before each batch
-    full: dict[str, list[np.ndarray]] = {name: [] for name in program.per_example}
+    full: dict[str, list[np.ndarray]] = {name: [] for name in term.per_example}
     blocks = _blocks(np.flatnonzero(exact), program, held[-1])
-    for rows, found in ahead((rows, program.values(coords[rows], 0, batches)) for rows in blocks):
-        for name, values in found.items():
-            full[name].append(values)
-        told(len(rows))
+    for rows, values in ahead((rows, program.values(coords[rows], 0, batches)) for rows in blocks):
+        for name, metric in _weighted(values, term).items():
+            full[name].append(metric)
+        advance(len(rows))
     nearest = _nearest(coords, exact)
-    samples = {name: Sample(np.concatenate(values), exact, nearest) for name, values in full.items()}
+    samples = {name: Sample(np.concatenate(parts), exact, nearest) for name, parts in full.items()}
     loss = samples["loss"]
     done = np.where(exact, batches, 0)  # batches that each point has taken
     target = np.where(exact, 0, np.searchsorted(held, min(FIRST_EXAMPLES, held[-1])))
@@ -141,9 +172,9 @@ def _sample(
             same = waiting[(done[waiting] == first) & (target[waiting] == last)]
             blocks = _blocks(same, program, held[last] - held[first])
             calls = ((rows, program.values(coords[rows], first, last)) for rows in blocks)
-            for rows, found in ahead(calls):
-                for name, values in found.items():
-                    samples[name].add(rows, program.examples(first, last), values)
+            for rows, values in ahead(calls):
+                for name, metric in _weighted(values, term).items():
+                    samples[name].add(rows, program.examples(first, last), metric)
                 done[rows] = last
         for sample in samples.values():
             sample.solve(waiting)
@@ -153,7 +184,7 @@ def _sample(
         steps = np.unique(np.append(np.ceil(1.5 ** np.arange(64)).clip(max=batches), batches)).astype(int)
         further = steps[np.minimum(np.searchsorted(steps, further), len(steps) - 1)]  # few sizes: full calls
         target[waiting] = np.where(over, further, done[waiting])
-        told(int((~over | (done[waiting] == batches)).sum()))
+        advance(int((~over | (done[waiting] == batches)).sum()))
     return samples
 
 

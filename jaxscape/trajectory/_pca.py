@@ -11,15 +11,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 from tqdm.auto import tqdm
 
-from jaxscape import trees
+from jaxscape import checks, trees
 from jaxscape.directions import Directions
-from jaxscape.layout import Layout
+from jaxscape.objective import outside_meshes
+from jaxscape.subspace import Subspace
 from jaxscape.trajectory._rows import Rows
 from jaxscape.types import Ignore, Params
 
 Center = Literal["last", "mean"]
 
 
+@outside_meshes
 def pca_directions(
     checkpoints: Iterable[Params],
     *,
@@ -66,42 +68,42 @@ def pca_directions(
         raise ValueError(f"center is {center!r}, expected 'last' or 'mean'.")
     centered = _from_last if center == "last" else _from_mean
     with tempfile.TemporaryFile() as file:
-        layout, rows = _collect(checkpoints, ignore, file, progress)
+        subspace, rows = _collect(checkpoints, ignore, file, progress)
         squares, vectors = np.linalg.eigh(_gram(rows, centered))
         squares, vectors = np.maximum(squares[::-1], 0), vectors[:, ::-1]
-        _check_rank(squares, num, len(rows), layout.dtype)
+        _check_rank(squares, num, len(rows), subspace.dtype)
         coordinates = vectors[:, :num] * np.sqrt(squares[:num])
         flat = _directions(rows, centered, coordinates)
-    ratio = squares[: layout.size] / squares.sum()
-    basis = jax.vmap(layout.embed)(jnp.asarray(flat))
+    ratio = squares[: subspace.size] / squares.sum()
+    basis = jax.vmap(subspace.embed)(jnp.asarray(flat))
     told = {"directions": "PCA", "center": center, "pca_ignore": str(ignore), "num_checkpoints": len(rows)}
     return Directions(basis, recipe=tuple((name, str(value)) for name, value in told.items())), ratio
 
 
 def _collect(
     checkpoints: Iterable[Params], ignore: Ignore, file: IO[bytes], progress: bool | None
-) -> tuple[Layout, Rows]:
+) -> tuple[Subspace, Rows]:
     """One pass over the checkpoints, each checked before it is kept."""
     like, rows = None, None
     for i, checkpoint in enumerate(checkpoint_bar(checkpoints, progress)):
-        params = trees.as_params(checkpoint, f"checkpoints[{i}]")
+        params = checks.as_params(checkpoint, f"checkpoints[{i}]")
         if like is None or rows is None:
-            layout = Layout.of(params, ignore)
+            subspace = Subspace.of(params, ignore)
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-            rows = Rows(file, layout.size, layout.dtype)
-        params = trees.like(like, params, f"checkpoints[{i}]")
-        row = _row(layout, params)
+            rows = Rows(file, subspace.size, subspace.dtype)
+        params = checks.like(like, params, f"checkpoints[{i}]")
+        row = _row(subspace, params)
         if not np.isfinite(row).all():
-            raise ValueError(_not_finite(i, params, layout))
+            raise ValueError(_not_finite(i, params, subspace))
         rows.append(row)
     if rows is None or len(rows) < 2:
         raise ValueError(f"checkpoints has {0 if rows is None else 1} of them, expected at least 2 for a path.")
-    return layout, rows
+    return subspace, rows
 
 
-def _row(layout: Layout, params: Params) -> np.ndarray:
+def _row(subspace: Subspace, params: Params) -> np.ndarray:
     """The free leaves as a vector, put together on the host: on a device it is a call for each leaf."""
-    leaves, dtype = zip(jax.tree.leaves(params), layout.free, strict=True), layout.dtype
+    leaves, dtype = zip(jax.tree.leaves(params), subspace.free, strict=True), subspace.dtype
     return np.concatenate([np.asarray(x).reshape(-1).astype(dtype, copy=False) for x, free in leaves if free])
 
 
@@ -111,8 +113,8 @@ def checkpoint_bar(checkpoints: Iterable[Params], progress: bool | None) -> Any:
     return tqdm(checkpoints, unit="checkpoint", desc="checkpoints", disable=None if shown is None else not shown)
 
 
-def _not_finite(index: int, params: Params, layout: Layout) -> str:
-    leaves = zip(trees.leaf_names(params), jax.tree.leaves(params), layout.free, strict=True)
+def _not_finite(index: int, params: Params, subspace: Subspace) -> str:
+    leaves = zip(trees.leaf_names(params), jax.tree.leaves(params), subspace.free, strict=True)
     name = next(name for name, leaf, free in leaves if free and not bool(jnp.isfinite(leaf).all()))
     return f"checkpoints[{index}]{name} has NaN or infinite entries; leave this checkpoint, and what follows it, out."
 

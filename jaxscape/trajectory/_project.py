@@ -9,12 +9,14 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array
 
-from jaxscape import trees
+from jaxscape import checks, trees
 from jaxscape.directions import Directions, as_directions
+from jaxscape.objective import outside_meshes
 from jaxscape.trajectory._pca import checkpoint_bar
 from jaxscape.types import Params
 
 
+@outside_meshes
 def project(
     checkpoints: Iterable[Params],
     origin: Params,
@@ -52,7 +54,7 @@ def project(
             on each other.
         TypeError: A leaf is not floating.
     """
-    origin = trees.as_params(origin, "origin")
+    origin = checks.as_params(origin, "origin")
     directions = as_directions(directions, origin)
     metric = np.array([[float(trees.dot(a, b)) for b in directions] for a in directions])
     _check_independent(metric, directions)
@@ -60,7 +62,7 @@ def project(
     before: Params | None = None
     for i, checkpoint in enumerate(checkpoint_bar(checkpoints, progress)):
         name = f"checkpoints[{i}]"
-        point = trees.like(origin, trees.as_params(checkpoint, name), name)
+        point = checks.like(origin, checks.as_params(checkpoint, name), name)
         away, inner = _against(point, origin, directions.basis)
         inner = np.asarray(inner, np.float64)
         coords = np.linalg.solve(metric, inner)

@@ -8,9 +8,10 @@ import numpy as np
 import xarray as xr
 from jax.sharding import Mesh
 
-from jaxscape import engine, trees
+from jaxscape import checks, engine, trees
 from jaxscape.directions import Directions, as_directions
 from jaxscape.grid import Grid
+from jaxscape.objective import DATA_AXIS, Objective, outside_meshes
 from jaxscape.surface import surface
 from jaxscape.trajectory._pca import Center, pca_directions
 from jaxscape.trajectory._project import project
@@ -28,6 +29,7 @@ class _Path(NamedTuple):
     drops: Iterable[float]
 
 
+@outside_meshes
 def trajectory(
     run: Any,
     loss_fn: LossFn | None = None,
@@ -94,7 +96,7 @@ def trajectory(
         raise ValueError(f"margin is {margin}, expected at least 0.")
     if not len(path.checkpoints):
         raise ValueError("checkpoints is empty; expected at least one.")
-    origin = trees.as_params(path.checkpoints[-1] if origin is None else origin, "origin")
+    origin = checks.as_params(path.checkpoints[-1] if origin is None else origin, "origin")
     extra: dict[str, Any] = {}
     if directions is None:
         directions, ratio = pca_directions(path.checkpoints, center=center, ignore=ignore, progress=progress)
@@ -106,14 +108,14 @@ def trajectory(
             f"grid is missing: {len(directions)} directions have no default grid; pass e.g. js.Grid(axes)."
         )
     losses: list[float] = []
-    walked = project(_measured(path, origin, losses), origin, directions, progress=progress)
+    check = options.get("check", True)
+    walked = project(_measured(path, origin, losses, check), origin, directions, progress=progress)
     coords = walked.coordinates.values
     if grid is None:
         grid = Grid(tuple(_axis(column, count, margin) for column, count in zip(coords.T, counts, strict=True)))
     found = surface(origin, path.loss_fn, path.data, directions=directions, grid=grid, progress=progress, **options)
-    in_plane = engine.evaluate(
-        path.loss_fn, origin, directions.basis, coords, path.data, mesh=options.get("mesh"), progress=False
-    )
+    objective = Objective.of(path.loss_fn, origin, path.data, check=False)  # checked by the surface
+    in_plane = engine.evaluate(objective, origin, directions.basis, coords, mesh=options.get("mesh"), progress=False)
     extra |= {
         "true_loss": ("step", np.array(losses), {"long_name": "mean loss at the checkpoint"}),
         "in_plane_loss": ("step", in_plane.metrics["loss"].mean, {"long_name": "mean loss at its place in the plane"}),
@@ -171,11 +173,14 @@ def _marked(epochs: np.ndarray, drops: Iterable[float]) -> np.ndarray:
     return marked
 
 
-def _measured(path: _Path, origin: Params, losses: list[float]) -> Iterator[Params]:
+def _measured(path: _Path, origin: Params, losses: list[float], check: bool) -> Iterator[Params]:
     """The checkpoints; the loss of each goes into the list while it is in memory."""
-    mesh = Mesh(np.array(jax.devices()), (engine.DATA_AXIS,))
+    mesh = Mesh(np.array(jax.devices()), (DATA_AXIS,))
+    objective: Objective | None = None
     for whole in path.whole:
-        losses.append(engine.mean_metrics(path.loss_fn, whole, path.data, mesh=mesh)["loss"])
+        if objective is None:
+            objective = Objective.of(path.loss_fn, checks.as_params(whole, "checkpoints[0]"), path.data, check=check)
+        losses.append(engine.mean_metrics(objective, whole, mesh=mesh)["loss"])
         yield whole if path.whole is path.checkpoints else trees.restrict(whole, origin)
 
 

@@ -1,4 +1,4 @@
-"""Flat vectors of some leaves of a pytree, those that curvature or a path is looked at in, and what they are there."""
+"""The leaves that curvature or a path is taken in, and the one place where pytrees become flat vectors and back."""
 
 import math
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from jaxscape.normalize import is_ignored
 from jaxscape.types import Ignore, Params
 
 
-class Layout(NamedTuple):
+class Subspace(NamedTuple):
     """Which leaves of a pytree a flat vector holds, in order; hashable.
 
     Attributes:
@@ -28,15 +28,15 @@ class Layout(NamedTuple):
     free: tuple[bool, ...]
 
     @classmethod
-    def of(cls, params: Params, ignore: Ignore) -> "Layout":
-        """The layout of params without the leaves that are ignored.
+    def of(cls, params: Params, ignore: Ignore) -> "Subspace":
+        """The subspace of params without the leaves that are ignored.
 
         Args:
             params: A pytree of floating arrays.
             ignore: As in `jaxscape.random_directions`; None: nothing is ignored.
 
         Returns:
-            The layout.
+            The subspace.
 
         Raises:
             ValueError: Every leaf is ignored, or ``ignore`` is unknown.
@@ -47,6 +47,12 @@ class Layout(NamedTuple):
             raise ValueError(f"ignore is {ignore!r}, which leaves no leaf of params; expected at least one.")
         shapes, dtypes = zip(*((leaf.shape, leaf.dtype) for _, leaf in leaves), strict=True)
         return cls(jax.tree.structure(params), shapes, dtypes, free)
+
+    @property
+    def params_like(self) -> Params:
+        """Shapes and dtypes of params."""
+        leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(self.shapes, self.dtypes, strict=True)]
+        return jax.tree.unflatten(self.treedef, leaves)
 
     @property
     def size(self) -> int:
@@ -64,7 +70,7 @@ class Layout(NamedTuple):
         return [x.astype(trees.working_dtype(x)) for x, free in leaves if free], [x for x, free in leaves if not free]
 
     def join(self, inside: list[Array], outside: list[Array]) -> Params:
-        """What `split` took apart, in the dtypes of params."""
+        """The pytree whose leaves `split` took apart, in the dtypes of params."""
         parts = {True: iter(inside), False: iter(outside)}
         leaves = [next(parts[free]).astype(dtype) for free, dtype in zip(self.free, self.dtypes, strict=True)]
         return jax.tree.unflatten(self.treedef, leaves)
@@ -95,5 +101,5 @@ class Layout(NamedTuple):
         return jax.tree.unflatten(self.treedef, leaves)
 
     def extract(self, tree: Params) -> Float[Array, " n"]:
-        """The vector of a pytree, what it has in ignored leaves left out."""
+        """The vector of a pytree, without the leaves that are ignored."""
         return self.flatten(self.split(tree)[0])

@@ -8,22 +8,23 @@ import jax
 import jax.numpy as jnp
 
 from jaxscape import trees
-from jaxscape.types import Data, Params
+from jaxscape.objective import Objective
+from jaxscape.types import Params
 
 
-def provenance(params: Params, basis: Params, data: Data) -> dict[str, Any]:
-    """Attributes of every result: a hash of what went in, versions, device and time.
+def provenance(objective: Objective, params: Params, basis: Params) -> dict[str, Any]:
+    """Attributes of every result: a hash of all inputs, versions, device and time.
 
     Args:
+        objective: The loss over its data.
         params: The origin.
         basis: The directions, stacked.
-        data: The examples.
 
     Returns:
         Values that a file can hold.
     """
     return {
-        "fingerprint": trees.fingerprint(params, basis, data),
+        "fingerprint": trees.fingerprint(params, basis) + objective.fingerprint[:16],
         "num_params": trees.size(params),
         "dtype": str(jnp.result_type(*jax.tree.leaves(params))),
         "platform": jax.local_devices()[0].device_kind,

@@ -49,7 +49,7 @@ class Store:
             if not jax.process_index():
                 self._open(Path(path), wanted, like or {})
         finally:
-            _together("made")  # the others find what the first refused, and refuse it too
+            _together("made")  # the others open what the first has made; what it refused, they refuse too
         if jax.process_index():
             self._open(Path(path), wanted, like or {})
         _together("seen")  # none writes before all have seen what is done
@@ -58,11 +58,11 @@ class Store:
         if path.exists() and not (path / "zarr.json").exists():
             raise ValueError(f"store {path} exists and is no zarr folder; name another path.")
         self._group: Any = zarr.open_group(path, mode="a")
-        found: Any = self._group.attrs.setdefault("recipe", wanted)
-        differ = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+        recipe: Any = self._group.attrs.setdefault("recipe", wanted)
+        differ = [name for name in {**wanted, **recipe} if wanted.get(name) != recipe.get(name)]
         if differ:
-            told = "; ".join(f"{name} is {found.get(name)!r} there and {wanted.get(name)!r} here" for name in differ)
-            raise ValueError(f"store {path} holds another result: {told}. Name another path, or remove it.")
+            pairs = "; ".join(f"{name} is {recipe.get(name)!r} there and {wanted.get(name)!r} here" for name in differ)
+            raise ValueError(f"store {path} holds another result: {pairs}. Name another path, or remove it.")
         if "done" not in self._group:
             shape, chunks = (wanted["rows"],), (self._block,)
             self._group.create_array("done", shape=shape, chunks=chunks, dtype=bool, fill_value=False)
@@ -92,9 +92,9 @@ class Store:
     def read(self) -> dict[str, np.ndarray]:
         """All variables, in full, when all processes have written; rows that are not done are zero."""
         _together("written")
-        found = {name: array[:] for name, array in self._group.arrays() if name != "done"}
+        columns = {name: array[:] for name, array in self._group.arrays() if name != "done"}
         _together("read")  # only then may one of them remove the folder
-        return found
+        return columns
 
 
 def _together(what: str) -> None:

@@ -1,0 +1,110 @@
+"""What refuses a caller's mistake: each message names the argument or the leaf, what came, and what was expected."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jaxtyping import Array, PRNGKeyArray
+
+from jaxscape import trees
+from jaxscape.types import Params
+
+
+def as_params(params: Any, name: str = "params") -> Params:
+    """Check that a pytree holds floating arrays only, and give its leaves as JAX arrays.
+
+    Args:
+        params: What the caller passed.
+        name: What the caller's argument is called, for the message.
+
+    Returns:
+        The same pytree, its leaves JAX arrays.
+
+    Raises:
+        ValueError: There is no leaf.
+        TypeError: A leaf is no floating array; the message has its path.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError(f"{name} has no leaves; expected a pytree with at least one floating array.")
+    for path, leaf in leaves:
+        dtype = getattr(leaf, "dtype", type(leaf).__name__)
+        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} is {dtype}, but every leaf must be a floating array. Keep the "
+                "trainable leaves only, e.g. `nnx.split(model, nnx.Param, ...)` or `eqx.partition(model, "
+                "eqx.is_inexact_array)`, and put the rest back inside loss_fn."
+            )
+    return jax.tree.map(_as_array, params)
+
+
+def like(params: Params, tree: Any, name: str, leading: Sequence[int] = ()) -> Params:
+    """Check that ``tree`` has the leaves of ``params``, and give it the very structure of ``params``.
+
+    Args:
+        params: The reference.
+        tree: What the caller passed.
+        name: What the caller's argument is called, for the message.
+        leading: Axes that each leaf of ``tree`` has in front of the shape of its counterpart.
+
+    Returns:
+        The leaves of ``tree`` in the structure of ``params``.
+
+    Raises:
+        ValueError: A leaf is missing, is one too many, or has another shape; the message has its path.
+    """
+    wanted, given = trees.leaf_names(params), trees.leaf_names(tree)
+    for path in wanted:
+        if path not in given:
+            raise ValueError(f"{name} has no leaf {path}, which params has; build it from the same pytree.")
+    for path in given:
+        if path not in wanted:
+            raise ValueError(f"{name} has a leaf {path}, which params lacks; build it from the same pytree.")
+    leaves = jax.tree.leaves(as_params(tree, name))
+    for path, leaf, reference in zip(wanted, leaves, jax.tree.leaves(params), strict=True):
+        expected = (*leading, *reference.shape)
+        if leaf.shape != expected:
+            raise ValueError(f"{name}{path} has shape {leaf.shape}, expected {expected} as in params.")
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def _as_array(leaf: Any) -> Array:
+    """A JAX array; where it is sharded over Explicit mesh axes, these become Auto.
+
+    An operation on explicitly sharded arrays asks its caller how to shard the result, and jaxscape has no answer that
+    fits every model.
+
+    Returns:
+        The array, on the same devices.
+    """
+    array = jnp.asarray(leaf)
+    sharding = getattr(array, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or AxisType.Explicit not in sharding.mesh.axis_types:
+        return array
+    if isinstance(array, jax.core.Tracer) or not isinstance(sharding.mesh, Mesh):
+        return array
+    mesh = Mesh(sharding.mesh.devices, sharding.mesh.axis_names)
+    return jax.device_put(array, NamedSharding(mesh, sharding.spec))
+
+
+def as_key(key: PRNGKeyArray | int, name: str = "key") -> PRNGKeyArray:
+    """A JAX random key, of a key or an integer seed.
+
+    Args:
+        key: What the caller passed.
+        name: What the caller's argument is called, for the message.
+
+    Returns:
+        The key.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        return jax.random.key(int(key))
+    if not isinstance(key, jax.Array):
+        raise TypeError(f"{name} is {type(key).__name__}, expected a JAX random key or an integer seed.")
+    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)

@@ -1,0 +1,222 @@
+"""Operators of a loss: its Hessian and its Gauss-Newton matrix."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from jaxscape import checks
+from jaxscape.curvature._forms import GaussNewtonSource, ModelFn, Source
+from jaxscape.curvature._product import Product
+from jaxscape.linalg import Operator
+from jaxscape.objective import DATA_AXIS, Objective, as_batch_size, outside_meshes, split_terms
+from jaxscape.subspace import Subspace
+from jaxscape.types import Data, Ignore, LossFn, Params
+
+OutputLossFn = Callable[[Array, Data], Any]
+
+
+@outside_meshes
+def hvp(
+    loss_fn: LossFn | Mapping[str, LossFn],
+    params: Params,
+    data: Data,
+    *,
+    batch_size: int | Literal["auto"] = "auto",
+    mesh: Mesh | None = None,
+    ignore: Ignore = None,
+    linearize: bool | None = None,
+    check: bool = True,
+) -> Operator:
+    """The Hessian of the mean loss over all of the data, at ``params``, as an operator: ``H(v)``.
+
+    ``H v = d/dt grad L(params + t v)`` at t = 0, jvp of grad (Pearlmutter 1994), exact: the mean is over examples,
+    whatever the batch size and the number of devices. Products of convolutions are in full float32 on every device.
+
+    >>> import jax.numpy as jnp
+    >>> def loss(p, x):
+    ...     return p["w"] ** 2 * x
+    >>> hessian = hvp(loss, {"w": jnp.float32(1.0)}, jnp.array([1.0, 2.0, 3.0]))
+    >>> float(hessian({"w": jnp.float32(1.0)})["w"])
+    4.0
+
+    Args:
+        loss_fn: ``loss_fn(params, batch)`` -> the loss of each example, shape ``(batch,)``; a dict with the key
+            ``"loss"``, and ``"weight"`` for weighted examples; or a scalar, the mean of the batch; twice differentiable
+            by JAX. A dict of such functions, with a dict of data: the sum of their means.
+        params: Any pytree of floating arrays.
+        data: Arrays with a common leading example axis, e.g. ``(images, labels)``; None for a loss without data.
+        batch_size: Examples of each device at a time, at most; ``"auto"``: as many as a CPU's cache holds the linear
+            function of, 512 on other devices.
+        mesh: The devices, which share the examples; by default all of all processes.
+        ignore: Which leaves are held fixed: None, none of them; ``"bias_norm"``, biases and normalization parameters;
+            or a predicate on (path, leaf). Rows and columns of these leaves are zero.
+        linearize: Whether the gradient, linearized at params, is kept in memory, which makes a product 1.1 to 1.2
+            times faster; None: where it takes at most a quarter of the free memory.
+        check: Whether to find out, by two evaluations of at most 256 examples, if the loss is a mean over examples.
+
+    Returns:
+        The operator, called from the host or inside `jax.jit` with pytrees like params; results are in at least
+        float32.
+
+    Raises:
+        ValueError: params or data is empty, leaves of data differ in length, loss_fn gives a wrong shape or is no mean
+            over examples, weights depend on params, ``ignore`` leaves nothing, or ``batch_size`` is not positive. The
+            operator raises it for a v that is not like params.
+        TypeError: A leaf of params is not floating.
+    """
+    params, product = hessian_product(
+        loss_fn, params, data, Options(batch_size, ignore, check), one_mesh(mesh), linearize=linearize
+    )
+    return Operator(product.at(params), product.subspace)
+
+
+@outside_meshes
+def ggn_product(
+    model_fn: ModelFn | Mapping[str, ModelFn],
+    loss_fn: OutputLossFn | Mapping[str, OutputLossFn],
+    params: Params,
+    data: Data,
+    *,
+    batch_size: int | Literal["auto"] = "auto",
+    mesh: Mesh | None = None,
+    ignore: Ignore = None,
+    linearize: bool | None = None,
+    check: bool = True,
+) -> Operator:
+    """The generalized Gauss-Newton matrix of the mean loss over all of the data, at ``params``, an operator: ``G(v)``.
+
+    ``G v = mean_i J_i^T H_i J_i v`` with J the Jacobian of the model's outputs in params and H the Hessian of the loss
+    in the outputs (Schraudolph 2002): positive semidefinite for a convex loss, and the Hessian where the model is
+    linear. For cross-entropy it is the Fisher information matrix.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"w": jnp.float32(3.0)}
+    >>> ggn = ggn_product(lambda p, x: p["w"] * x, lambda y, x: y**2, params, jnp.array([1.0, 2.0]))
+    >>> float(ggn({"w": jnp.float32(1.0)})["w"]), float(ggn.trace(progress=False).trace)
+    (5.0, 5.0)
+
+    Args:
+        model_fn: ``model_fn(params, batch)`` -> the outputs, an array of shape ``(batch, ...)`` or a pytree of such. A
+            dict of functions where each term has a model of its own.
+        loss_fn: ``loss_fn(outputs, batch)`` -> the loss of each example, shape ``(batch,)``; a dict with the key
+            ``"loss"``, and ``"weight"`` for weighted examples; or a scalar, the mean of the batch. A dict of such
+            functions, with a dict of data: the sum of their means.
+        params: Any pytree of floating arrays.
+        data: Arrays with a common leading example axis, e.g. ``(images, labels)``; None for a loss without data.
+        batch_size: Examples of each device at a time, at most; ``"auto"``: as many as a CPU's cache holds the linear
+            function of, 512 on other devices.
+        mesh: The devices, which share the examples; by default all of all processes.
+        ignore: Which leaves are held fixed: None, none of them; ``"bias_norm"``, biases and normalization parameters;
+            or a predicate on (path, leaf). Rows and columns of these leaves are zero.
+        linearize: Whether the model and the gradient, linearized at params, are kept in memory; None: where they take
+            at most a quarter of the free memory.
+        check: Whether to find out, by two evaluations of at most 256 examples, if the loss is a mean over examples.
+
+    Returns:
+        The operator, called from the host or inside `jax.jit` with pytrees like params; results are in at least
+        float32.
+
+    Raises:
+        ValueError: As for `hvp`; or the terms of model_fn and loss_fn differ.
+        TypeError: A leaf of params is not floating, or model_fn is no function.
+    """
+    params = checks.as_params(params)
+    terms = split_terms(loss_fn, data)
+    models = _models(model_fn, terms)
+    composed = {name: _composed(models[name], loss) for name, (loss, _) in terms.items()}
+    objective = Objective.of(
+        composed if isinstance(loss_fn, Mapping) else composed[""],
+        params,
+        data,
+        compute_dtype="float32",
+        check=check,
+        batch_size=as_batch_size(batch_size),
+    )
+    sources = []
+    for term in objective.terms:
+        loss, part = terms[term.name]
+        model, loss = (_without_data(f, part is None) for f in (models[term.name], _as_dict(loss)))
+        sources.append(GaussNewtonSource(term, model, loss, params))
+    subspace = Subspace.of(params, ignore)
+    product = Product(objective, sources, subspace, as_batch_size(batch_size), one_mesh(mesh), linearize=linearize)
+    return Operator(product.at(params), subspace)
+
+
+class Options(NamedTuple):
+    """How products are taken.
+
+    Attributes:
+        batch_size: Examples of each device at a time, or ``"auto"``.
+        ignore: Which leaves are held fixed.
+        check: Whether to find out if the loss is a mean over examples.
+    """
+
+    batch_size: int | Literal["auto"] = "auto"
+    ignore: Ignore = None
+    check: bool = True
+
+
+def hessian_product(
+    loss_fn: LossFn | Mapping[str, LossFn],
+    params: Params,
+    data: Data,
+    options: Options,
+    mesh: Mesh,
+    *,
+    linearize: bool | None = None,
+) -> tuple[Params, Product]:
+    """The checked params, and products with the Hessian at any point like them.
+
+    Args:
+        loss_fn: The loss, as in `hvp`.
+        params: Any pytree of floating arrays.
+        data: The data, as in `hvp`.
+        options: How products are taken.
+        mesh: The devices, along an axis ``"data"``.
+        linearize: Whether linear functions are kept; None: where memory allows.
+
+    Returns:
+        Params, its leaves JAX arrays, and the product.
+    """
+    params = checks.as_params(params)
+    batch_size = as_batch_size(options.batch_size)
+    subspace = Subspace.of(params, options.ignore)
+    objective = Objective.of(loss_fn, params, data, compute_dtype="float32", check=options.check, batch_size=batch_size)
+    sources = [Source(term) for term in objective.terms]
+    return params, Product(objective, sources, subspace, batch_size, mesh, linearize=linearize)
+
+
+def one_mesh(mesh: Mesh | None) -> Mesh:
+    """All devices of a mesh along one axis, which shares the examples."""
+    return Mesh(np.array(jax.devices()) if mesh is None else mesh.devices.ravel(), (DATA_AXIS,))
+
+
+def _models(model_fn: Any, terms: Mapping[str, Any]) -> dict[str, ModelFn]:
+    """The model of each term."""
+    models = dict(model_fn) if isinstance(model_fn, Mapping) else dict.fromkeys(terms, model_fn)
+    if set(models) != set(terms):
+        raise ValueError(f"model_fn has the terms {sorted(models)} and loss_fn has {sorted(terms)}; expected the same.")
+    for function in models.values():
+        if not callable(function):
+            raise TypeError(f"model_fn is {type(function).__name__}, expected a function of (params, batch).")
+    return models
+
+
+def _composed(model_fn: ModelFn, loss_fn: OutputLossFn) -> LossFn:
+    return lambda params, batch: loss_fn(model_fn(params, batch), batch)
+
+
+def _as_dict(loss_fn: OutputLossFn) -> Callable[..., dict[str, Any]]:
+    def metrics(outputs: Any, batch: Data) -> dict[str, Any]:
+        value = loss_fn(outputs, batch)
+        return dict(value) if isinstance(value, Mapping) else {"loss": value}
+
+    return metrics
+
+
+def _without_data(function: Callable[..., Any], no_data: bool) -> Callable[..., Any]:
+    return (lambda first, _: function(first, None)) if no_data else function

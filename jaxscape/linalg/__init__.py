@@ -1,0 +1,23 @@
+"""Eigenpairs, trace and spectral density of any symmetric operator; it knows no loss and no data."""
+
+from jaxscape.linalg._density import check_density_options
+from jaxscape.linalg._eigen import Eigenpairs, Extremes, check_eigenpairs_options
+from jaxscape.linalg._krylov import Which, check_options, krylov
+from jaxscape.linalg._lanczos import lanczos
+from jaxscape.linalg._operator import Matvec, Operator
+from jaxscape.linalg._trace import Trace, check_trace_options
+
+__all__ = [
+    "Eigenpairs",
+    "Extremes",
+    "Matvec",
+    "Operator",
+    "Trace",
+    "Which",
+    "check_density_options",
+    "check_eigenpairs_options",
+    "check_options",
+    "check_trace_options",
+    "krylov",
+    "lanczos",
+]

@@ -1,0 +1,76 @@
+"""The density of the eigenvalues of a symmetric operator from random probes."""
+
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+import xarray as xr
+from jaxtyping import PRNGKeyArray
+
+from jaxscape.checks import as_key
+from jaxscape.linalg._krylov import quadrature
+from jaxscape.linalg._progress import counted, product_bar
+
+if TYPE_CHECKING:
+    from jaxscape.linalg._operator import Operator
+
+
+def spectral_density(
+    operator: "Operator",
+    *,
+    num_probes: int,
+    num_steps: int,
+    num_points: int,
+    sigma: float | None,
+    key: PRNGKeyArray | int,
+    progress: bool | None,
+) -> xr.Dataset:
+    """The density by stochastic Lanczos quadrature; see `Operator.spectral_density`."""
+    check_density_options(num_probes, num_steps, num_points, sigma)
+    size, keys = operator.subspace.size, jax.random.split(as_key(key), (num_probes, 2))
+    with product_bar(num_probes * min(num_steps, size), progress) as bar:
+        matvec = counted(operator.matvec, bar)
+        rules = [quadrature(matvec, operator.random_vector(first), later, num_steps) for first, later in keys]
+    nodes, weights = (np.array([np.asarray(x) for x in column], np.float64) for column in zip(*rules, strict=True))
+    low, high = nodes.min(), nodes.max()
+    sigma = sigma or max((high - low) / 100, 1e-6 * max(abs(low), abs(high)), float(np.finfo(np.float32).tiny))
+    eigenvalues = np.linspace(low - 5 * sigma, high + 5 * sigma, num_points)
+    density = (weights[..., None] * np.exp(-0.5 * ((eigenvalues - nodes[..., None]) / sigma) ** 2)).sum(1)
+    density /= sigma * np.sqrt(2 * np.pi)
+    density /= np.trapezoid(density, eigenvalues)[:, None]  # what coarse points and the cut tails take from it
+    means = (weights * nodes).sum(1)
+    return xr.Dataset(
+        {
+            "density": ("eigenvalue", density.mean(0), {"long_name": "density of the eigenvalues"}),
+            "density_stderr": ("eigenvalue", density.std(0, ddof=1) / np.sqrt(num_probes)),
+            "ritz_value": (("probe", "ritz"), nodes),
+            "ritz_weight": (("probe", "ritz"), weights),
+        },
+        {"eigenvalue": eigenvalues},
+        {
+            "sigma": float(sigma),
+            "num_params": size,
+            "mean_eigenvalue": float(means.mean()),
+            "mean_eigenvalue_stderr": float(means.std(ddof=1) / np.sqrt(num_probes)),
+            "num_matvecs": nodes.size,
+        },
+    )
+
+
+def check_density_options(num_probes: int, num_steps: int, num_points: int, sigma: float | None) -> None:
+    """Refuse what `spectral_density` cannot do.
+
+    Args:
+        num_probes: Random vectors.
+        num_steps: Products for each of them.
+        num_points: Eigenvalues at which the density is given.
+        sigma: Width of the Gaussians; None: chosen.
+
+    Raises:
+        ValueError: An option is out of its range.
+    """
+    for name, value, low in (("num_probes", num_probes, 2), ("num_steps", num_steps, 1), ("num_points", num_points, 2)):
+        if value < low:
+            raise ValueError(f"{name} is {value}, expected at least {low}.")
+    if sigma is not None and not sigma > 0:
+        raise ValueError(f"sigma is {sigma}, expected a positive width or None.")

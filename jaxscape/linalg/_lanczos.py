@@ -1,0 +1,73 @@
+"""Both ends of a symmetric operator's spectrum, from one Krylov space of pytrees."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from jaxscape import checks
+from jaxscape.checks import as_key
+from jaxscape.linalg._eigen import Extremes, as_extremes
+from jaxscape.linalg._krylov import krylov
+from jaxscape.linalg._operator import Operator
+from jaxscape.types import Params
+
+Matvec = Callable[[Params], Params]
+
+
+def lanczos(
+    matvec: Matvec,
+    like: Params,
+    *,
+    key: PRNGKeyArray | int,
+    max_matvecs: int = 100,
+    tol: float = 1e-3,
+    max_basis: int = 40,
+    start: Params | None = None,
+) -> Extremes:
+    """The smallest and the largest eigenvalue of a symmetric operator, from one Krylov space.
+
+    Under `jax.jit` it is one loop on the device; called as it is, each product is a call from the host, which is
+    faster on a CPU, where convolutions inside loops are slow.
+
+    >>> def matvec(v):
+    ...     return {"x": jnp.array([3.0, -1.0, 0.5]) * v["x"]}
+    >>> ends = lanczos(matvec, {"x": jnp.zeros(3)}, key=jax.random.key(0))
+    >>> round(float(ends.min_eigenvalue), 4), round(float(ends.max_eigenvalue), 4), bool(ends.converged)
+    (-1.0, 3.0, True)
+
+    Args:
+        matvec: ``v -> H v``, symmetric, of pytrees like ``like``.
+        like: A pytree of arrays, or of their shapes and dtypes: those of the vectors.
+        key: A JAX random key, or an integer seed, of the random first vector.
+        max_matvecs: Products at most, two of them for the residuals; at least 3.
+        tol: An end is converged when its residual is at most ``tol`` times its magnitude; one that rounding cannot
+            tell from 0, when the residual is as small.
+        max_basis: Vectors in memory at most, at least 6: the space, which restarts from its best half, the next vector
+            and its product.
+        start: Where to look first, say the sum of a neighbour's eigenvectors; a random vector of a tenth of its norm
+            is added, so that no eigenvector can be missing.
+
+    Returns:
+        The ends, with their residuals.
+
+    Raises:
+        ValueError: An option is out of its range, or ``start`` is not like ``like``.
+        TypeError: A leaf of ``like`` is no floating array.
+    """
+    operator = Operator.of(matvec, like)
+    first = operator.random_vector(as_key(key))
+    if start is not None:
+        given = operator.subspace.extract(checks.like(operator.subspace.params_like, start, "start"))
+        first = given + 0.1 * jnp.linalg.norm(given) / jnp.linalg.norm(first) * first
+    pairs = krylov(
+        operator.matvec,
+        first,
+        as_key(key),
+        num=2,
+        which="BE",
+        max_matvecs=max_matvecs,
+        tol=tol,
+        max_basis=max_basis,
+    )
+    return as_extremes(pairs, operator.subspace)

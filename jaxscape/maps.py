@@ -1,0 +1,337 @@
+"""Curvature at every point of a grid: the ends of the spectrum (paper figure 7), and what the plane shows of it."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jax.sharding import Mesh
+from jaxtyping import Array, PRNGKeyArray
+
+from jaxscape import checks, trees
+from jaxscape.curvature import Options, hessian_product, plane_columns, plane_curvatures
+from jaxscape.directions import Directions
+from jaxscape.grid import Grid
+from jaxscape.linalg import Matvec, check_options, krylov
+from jaxscape.objective import num_examples, outside_meshes, rows_of
+from jaxscape.subspace import Subspace
+from jaxscape.sweep import CHAIN, Store, device_groups, in_chains, on_grid, provenance, snake, to_dataset
+from jaxscape.types import Data, Ignore, LossFn, Params
+
+_ENDS: dict[str, Any] = dict.fromkeys(("min_eigenvalue", "max_eigenvalue", "ratio"), float)
+_ENDS |= {"min_residual": float, "max_residual": float, "converged": bool, "num_matvecs": int}
+_LONG_NAMES = {
+    "min_eigenvalue": "smallest eigenvalue of the Hessian",
+    "max_eigenvalue": "largest eigenvalue of the Hessian",
+    "ratio": "abs(min / max) eigenvalue",
+    "min_residual": "norm(H v - lambda v) of the smallest",
+    "max_residual": "norm(H v - lambda v) of the largest",
+    "plane_min_eigenvalue": "smallest curvature within the plane",
+    "plane_max_eigenvalue": "largest curvature within the plane",
+    "plane_hessian": "second derivatives of the loss in the coordinates",
+}
+
+AtPoint = Callable[[Subspace, Matvec, Directions, int, list[Array]], dict[str, Any]]
+"""The values at a point, of its product and its number; the list takes what the next point may start from."""
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """Where a map is, and how it is computed: the options that `eigenvalue_map` and `plane_hessian` share."""
+
+    directions: Any
+    grid: Grid | None
+    subset: int | None
+    products: Options
+    mesh: Mesh | None
+    store: str | Path | None
+    seed: int
+    progress: bool | None
+
+
+@outside_meshes
+def eigenvalue_map(
+    params: Params,
+    loss_fn: LossFn | Mapping[str, LossFn],
+    data: Data,
+    *,
+    directions: Directions | Any = None,
+    grid: Grid | None = None,
+    key: PRNGKeyArray | int = 0,
+    tol: float = 1e-2,
+    max_matvecs: int = 100,
+    max_basis: int = 40,
+    subset: int | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    mesh: Mesh | None = None,
+    ignore: Ignore = None,
+    check: bool = True,
+    store: str | Path | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """The smallest and the largest eigenvalue of the full Hessian at every point of a grid (paper section 6, figure 7).
+
+    A picture may look convex where the Hessian is not: ``ratio``, ``abs(min / max)``, near 0 says that the negative
+    curvatures are small beside the positive. Both ends come from one Krylov space at each point, which starts from the
+    eigenvectors of a neighbour. Beside them stands what the plane shows: the curvatures within it.
+
+    >>> def loss(p, x):
+    ...     return x * (2 * p["a"] ** 2 - p["b"] ** 2)
+    >>> grid = Grid.plane((-1, 1, 2), (-1, 1, 3))
+    >>> params = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
+    >>> ds = eigenvalue_map(params, lambda p, x: loss(p, x[:, None, None]).sum((1, 2)), jnp.ones(3), grid=grid)
+    >>> ds.max_eigenvalue.shape, round(float(ds.max_eigenvalue[0, 0]), 3), round(float(ds.ratio[1, 2]), 3)
+    ((2, 3), 4.0, 0.5)
+
+    Args:
+        params: Any pytree of floating arrays.
+        loss_fn: ``loss_fn(params, batch)`` -> the loss of each example, a dict with the key ``"loss"``, or the mean of
+            the batch, or a dict of such functions, as in `hvp`.
+        data: Arrays with a common leading example axis; None for a loss without data.
+        directions: `Directions`, one pytree like params, or a sequence of these; None: random filter-normalized ones,
+            as many as the grid has axes (two without a grid).
+        grid: Coordinates in units of the directions; None: 51x51 points over [-1, 1] for two directions, 401 for one.
+        key: A JAX random key, or an integer seed, of the first vectors.
+        tol: An end is converged when its residual ``norm(H v - lambda v)`` is at most ``tol * abs(lambda)``.
+        max_matvecs: Products at each point, at most; at least 3.
+        max_basis: Vectors in memory at most, at least 6.
+        subset: So many examples of the data (of each term), drawn with ``seed``, stand for all of them; None: all.
+        batch_size: Examples of each device at a time, at most; ``"auto"``: as many as a CPU's cache holds the linear
+            function of, 512 on other devices.
+        mesh: The devices, which share the points; by default all of all processes. Along an axis named ``"data"``
+            devices of one process share the examples of a point instead.
+        ignore: The leaves in which no curvature is taken: None, none of them; ``"bias_norm"``, biases and normalization
+            parameters, as in the paper; or a predicate on (path, leaf).
+        check: Whether to find out, by two evaluations of at most 256 examples, if the loss is a mean over examples.
+        store: A folder where every finished block of 8 points is kept; the same call goes on from there.
+        seed: Of random directions and of the subset.
+        progress: True or False for a progress bar; None for one on terminals and in notebooks.
+
+    Returns:
+        A Dataset over ``alpha``, ``beta``...: ``min_eigenvalue``, ``max_eigenvalue``, ``ratio``, ``min_residual``,
+        ``max_residual``, ``converged``, ``num_matvecs``; ``plane_hessian`` (over ``row``, ``column`` too), the second
+        derivatives of the loss in the coordinates, ``plane_min_eigenvalue`` and ``plane_max_eigenvalue``, the extreme
+        curvatures among all directions of length 1 in the plane, which lie between those of the full space. NaN where
+        the Hessian is not finite, counted in ``attrs["nonfinite_points"]``; ``attrs["unconverged_points"]`` counts the
+        others whose residuals exceed the tolerance.
+
+    Raises:
+        ValueError: ``subset`` is not within 1 and the number of examples, an option is out of its range, a direction is
+            not like params, the grid has another number of axes than there are directions, the store holds another
+            result; or params, data or loss_fn are wrong, as `hvp` says.
+        TypeError: A leaf of params is not floating.
+    """
+    check_options(2, max_matvecs, tol, max_basis)
+    options: dict[str, Any] = {"tol": tol, "max_matvecs": max_matvecs, "max_basis": max_basis}
+    point_keys = _point_keys(checks.as_key(key))
+
+    def at_point(
+        subspace: Subspace, matvec: Matvec, directions: Directions, point: int, carry: list[Array]
+    ) -> dict[str, Any]:
+        first, later = point_keys(point)
+        pairs = krylov(matvec, _first_vector(subspace, first, carry), later, num=2, which="BE", **options)
+        (low, high), (low_residual, high_residual) = np.asarray(pairs.values), np.asarray(pairs.residuals)
+        with np.errstate(all="ignore"):
+            ratio = np.abs(np.float64(low) / np.float64(high))
+        if np.isfinite([low, high]).all():
+            carry.append(_sum(pairs.vectors))
+        ends = {
+            "min_eigenvalue": low,
+            "max_eigenvalue": high,
+            "ratio": ratio,
+            "min_residual": low_residual,
+            "max_residual": high_residual,
+            "converged": bool(pairs.converged.all()),
+            "num_matvecs": int(pairs.num_matvecs),
+        }
+        return ends | plane_curvatures(subspace, matvec, directions)
+
+    products = Options(batch_size, ignore, check)
+    plane = _Plane(directions, grid, subset, products, mesh, store, seed, progress)
+    recipe = {"method": "lanczos", **options, "key": np.asarray(jax.random.key_data(checks.as_key(key))).tolist()}
+    result = _map(at_point, _ENDS, (params, loss_fn, data), recipe, plane)
+    finite = np.isfinite(result.min_eigenvalue.values) & np.isfinite(result.max_eigenvalue.values)
+    result.attrs["nonfinite_points"] = int((~finite).sum())
+    result.attrs["unconverged_points"] = int((finite & ~result.converged.values).sum())
+    return result
+
+
+@outside_meshes
+def plane_hessian(
+    params: Params,
+    loss_fn: LossFn | Mapping[str, LossFn],
+    data: Data,
+    *,
+    directions: Directions | Any = None,
+    grid: Grid | None = None,
+    subset: int | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    mesh: Mesh | None = None,
+    check: bool = True,
+    store: str | Path | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """The Hessian of the surface in its own coordinates at every point: what a picture shows of the curvature.
+
+    ``D^T H D`` with D the directions as columns, by one product for each direction. The extreme curvatures along
+    directions of length 1 in the plane are averages of the eigenvalues of the full Hessian, weighted by the squared
+    components of the direction (paper section 6): a plane can hide the extremes, never exceed them. For a random
+    direction of length 1 the expected curvature is ``tr(H) / n``.
+
+    >>> grid = Grid.plane((-1, 1, 2), (-1, 1, 2))
+    >>> params = jnp.zeros((2, 2))
+    >>> ds = plane_hessian(params, lambda p, x: x * (p[0, 0] ** 2 - 3 * p[1, 1] ** 2), jnp.ones(3),
+    ...                    directions=[jnp.array([[2.0, 0], [0, 0]]), jnp.array([[0.0, 0], [0, 1]])], grid=grid)
+    >>> ds.plane_hessian[0, 0].values.tolist(), ds.plane_max_eigenvalue[0, 0].item()
+    ([[8.0, 0.0], [0.0, -6.0]], 2.0)
+
+    Args:
+        params: Any pytree of floating arrays.
+        loss_fn: ``loss_fn(params, batch)`` -> the loss of each example, a dict with the key ``"loss"``, or the mean of
+            the batch, or a dict of such functions, as in `hvp`.
+        data: Arrays with a common leading example axis; None for a loss without data.
+        directions: `Directions`, one pytree like params, or a sequence of these; None: random filter-normalized ones,
+            as many as the grid has axes (two without a grid).
+        grid: Coordinates in units of the directions; None: 51x51 points over [-1, 1] for two directions, 401 for one.
+        subset: So many examples of the data (of each term), drawn with ``seed``, stand for all of them; None: all.
+        batch_size: Examples of each device at a time, at most; ``"auto"``: as many as a CPU's cache holds the linear
+            function of, 512 on other devices.
+        mesh: The devices, which share the points; by default all of all processes. Along an axis named ``"data"``
+            devices of one process share the examples of a point instead.
+        check: Whether to find out, by two evaluations of at most 256 examples, if the loss is a mean over examples.
+        store: A folder where every finished block of 8 points is kept; the same call goes on from there.
+        seed: Of random directions and of the subset.
+        progress: True or False for a progress bar; None for one on terminals and in notebooks.
+
+    Returns:
+        A Dataset over ``alpha``, ``beta``... with ``plane_hessian`` (over ``row``, ``column`` too),
+        ``plane_min_eigenvalue`` and ``plane_max_eigenvalue``.
+
+    Raises:
+        ValueError: ``subset`` is not within 1 and the number of examples, a direction is not like params, the grid has
+            another number of axes than there are directions, the store holds another result; or params, data or loss_fn
+            are wrong, as `hvp` says.
+        TypeError: A leaf of params is not floating.
+    """
+
+    def at_point(
+        subspace: Subspace, matvec: Matvec, directions: Directions, point: int, carry: list[Array]
+    ) -> dict[str, Any]:
+        del point, carry  # nothing is drawn at random, and nothing starts from a neighbour
+        return plane_curvatures(subspace, matvec, directions)
+
+    plane = _Plane(directions, grid, subset, Options(batch_size, None, check), mesh, store, seed, progress)
+    return _map(at_point, {}, (params, loss_fn, data), {"method": "plane"}, plane)
+
+
+def _map(
+    at_point: AtPoint,
+    kinds: Mapping[str, Any],
+    problem: tuple[Params, Any, Data],
+    recipe: Mapping[str, Any],
+    plane: _Plane,
+) -> xr.Dataset:
+    """The values of a function of the Hessian at every point of a grid.
+
+    Args:
+        at_point: The values at a point.
+        kinds: Names and types of these values, beside those of the plane.
+        problem: Params, loss_fn and data.
+        recipe: What the numbers depend on beside the problem, directions and grid; it goes into the attrs.
+        plane: Where, and how.
+
+    Returns:
+        The dataset.
+    """
+    begin = time.perf_counter()
+    params, loss_fn, data = problem
+    params = checks.as_params(params)
+    directions, grid = on_grid(plane.directions, plane.grid, params, plane.seed)
+    data = _subset(data, plane.subset, plane.seed, several=isinstance(loss_fn, Mapping))
+    groups = device_groups(plane.mesh)
+    params, product = hessian_product(loss_fn, params, data, plane.products, groups[0])
+    order = snake(grid.shape)
+    coords = grid.points()[order]
+    attrs = provenance(product.objective, params, directions.basis)
+    ignore = str(plane.products.ignore)
+    kinds = {**kinds, **plane_columns(len(directions))}
+    columns: dict[str, np.ndarray] = {name: np.zeros(len(order), kind) for name, kind in kinds.items()}
+    store = None
+    if plane.store is not None:
+        axes = [list(axis) for axis in grid.axes]
+        identity = {**recipe, "fingerprint": attrs["fingerprint"], "ignore": ignore, "axes": axes}
+        store = Store(plane.store, identity, len(order), CHAIN, columns)
+
+    def begin_group(group: Mesh) -> Callable[[int, list[Array]], dict[str, Any]]:
+        local = product.on(group)
+        origin, basis = jax.device_put((params, directions.basis), group.local_devices[0])
+
+        def visit(i: int, carry: list[Array]) -> dict[str, Any]:
+            matvec = local.at(_displace(origin, basis, coords[i]))
+            return at_point(local.subspace, matvec, Directions(basis), i, carry)
+
+        return visit
+
+    columns = in_chains(begin_group, columns, groups, store, plane.progress)
+    result = to_dataset(columns, grid, order=order, long_names=_LONG_NAMES)
+    result.attrs |= {
+        **dict(directions.recipe),
+        **{name: value for name, value in recipe.items() if name != "key"},
+        "num_examples": product.objective.examples,
+        "subset": "all" if plane.subset is None else f"{plane.subset} examples drawn with seed {plane.seed}",
+        "curvature_ignore": ignore,
+        "num_devices": sum(group.size for group in groups) * jax.process_count(),
+        "seconds": round(time.perf_counter() - begin, 3),
+        **attrs,
+    }
+    return result
+
+
+_displace = jax.jit(trees.displace)
+
+
+def _subset(data: Data, subset: int | None, seed: int, *, several: bool) -> Data:
+    """Some examples of the data; of several terms, of each, and all of a term that has no more."""
+    if subset is None:
+        return data
+    if several and isinstance(data, Mapping):
+        examples = {name: num_examples(part, f"data[{name!r}]") for name, part in data.items()}
+        _check_subset(subset, max(examples.values()))
+        return {name: _subset(part, min(subset, examples[name]), seed, several=False) for name, part in data.items()}
+    _check_subset(subset, num_examples(data))
+    rows = np.sort(np.random.default_rng(seed).choice(num_examples(data), subset, replace=False))
+    return rows_of(data, rows)
+
+
+def _check_subset(subset: int, examples: int) -> None:
+    if not 1 <= subset <= examples:
+        raise ValueError(f"subset is {subset}, expected between 1 and the {examples} examples of data.")
+
+
+def _point_keys(key: PRNGKeyArray) -> Callable[[int], PRNGKeyArray]:
+    """Two keys for each point, the same on any number of devices."""
+    return lambda point: jax.random.split(jax.random.fold_in(key, point), 2)
+
+
+def _first_vector(subspace: Subspace, key: PRNGKeyArray, carry: list[Array]) -> Array:
+    """The first vector of a point, from its neighbour's if there is one, which is taken out: a basis needs the room."""
+    noise = jax.random.normal(key, (subspace.size,), subspace.dtype)
+    return _warm(carry.pop(), noise) if carry else noise
+
+
+@jax.jit
+def _warm(start: Array, noise: Array) -> Array:
+    """A neighbour's eigenvectors, and a tenth of noise so that no eigenvector can be missing."""
+    return start + 0.1 * jnp.linalg.norm(start) / jnp.linalg.norm(noise) * noise
+
+
+@jax.jit
+def _sum(vectors: Array) -> Array:
+    return vectors.sum(0)

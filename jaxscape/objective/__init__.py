@@ -1,0 +1,31 @@
+"""What the loss is: a function over data, traced; its weights, terms, precision and identity; batches and devices."""
+
+from jaxscape.objective._batches import as_batch_size, even_size, num_examples, rows_of, stack_batches
+from jaxscape.objective._devices import DATA_AXIS, agree, default_mesh, fetch, place, use_all_cores
+from jaxscape.objective._objective import WEIGHT, Objective, Term, split_terms
+from jaxscape.objective._trace import PRECISIONS, Computation, Traced, abstract, is_traced, outside_meshes, trace
+
+__all__ = [
+    "DATA_AXIS",
+    "PRECISIONS",
+    "WEIGHT",
+    "Computation",
+    "Objective",
+    "Term",
+    "Traced",
+    "abstract",
+    "agree",
+    "as_batch_size",
+    "default_mesh",
+    "even_size",
+    "fetch",
+    "is_traced",
+    "num_examples",
+    "outside_meshes",
+    "place",
+    "rows_of",
+    "split_terms",
+    "stack_batches",
+    "trace",
+    "use_all_cores",
+]

@@ -1,0 +1,111 @@
+"""In-memory data: one common example axis, cut into batches."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxscape.types import Data
+
+
+def num_examples(data: Any, name: str = "data") -> int:
+    """The length of the example axis that all leaves of ``data`` share.
+
+    Args:
+        data: A pytree of arrays with one common leading example axis; None: a loss without data has one example.
+        name: What the caller's argument is called, for the message.
+
+    Returns:
+        The number of examples.
+
+    Raises:
+        ValueError: There is no leaf or no example, or the leaves differ in length.
+        TypeError: A leaf is no array of numbers, or has no axis.
+    """
+    if data is None:
+        return 1
+    lengths = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
+        leaf_name = f"{name}{jax.tree_util.keystr(path)}"
+        if not np.ndim(leaf):
+            raise TypeError(f"{leaf_name} is {leaf!r}, expected an array with a leading example axis.")
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+        if not (jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or np.dtype(dtype).kind not in "OSUMm"):
+            raise TypeError(f"{leaf_name} is an array of {dtype}, expected numbers, booleans or PRNG keys.")
+        lengths[leaf_name] = len(leaf)
+    if not lengths:
+        raise ValueError(f"{name} has no leaves; expected arrays with a leading example axis, e.g. (images, labels).")
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{leaf_name}: {length}" for leaf_name, length in lengths.items())
+        raise ValueError(f"the leaves of {name} differ in their number of examples ({counts}); expected one length.")
+    (length,) = set(lengths.values())
+    if not length:
+        raise ValueError(f"{name} has no examples (length 0); expected at least one.")
+    return length
+
+
+def as_batch_size(batch_size: Any) -> int | None:
+    """The batch size that the caller asked for.
+
+    Args:
+        batch_size: What the caller passed.
+
+    Returns:
+        A positive integer; None for ``"auto"``.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if isinstance(batch_size, str) and batch_size == "auto":
+        return None
+    if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}, expected 'auto' or a positive integer.")
+    return int(batch_size)
+
+
+def even_size(examples: int, batch_size: int) -> int:
+    """The size of batches that are as even as can be, so that little is padded.
+
+    >>> even_size(10, 6)
+    5
+
+    Returns:
+        At most ``batch_size``.
+    """
+    return -(-examples // -(-examples // batch_size))
+
+
+def stack_batches(data: Data, batch_size: int, shares: int) -> tuple[Data, np.ndarray]:
+    """Cut the data into batches of one size, as even as can be, so that one program does it all.
+
+    >>> batches, sizes = stack_batches(np.arange(10), 4, 1)
+    >>> batches.shape, sizes.tolist()
+    ((3, 4), [4, 4, 2])
+
+    Args:
+        data: Arrays with a common leading example axis.
+        batch_size: Examples in a batch, at most.
+        shares: A number that the batches are to be a multiple of.
+
+    Returns:
+        The data as ``(batches, batch, ...)``, padded by repeating examples, and how many of each batch count.
+    """
+    examples = num_examples(data)
+    size = even_size(examples, batch_size)
+    batches = math.ceil(math.ceil(examples / size) / shares) * shares
+
+    def leaf(x: Any) -> Any:
+        xp = jnp if isinstance(x, jax.Array) else np
+        x = xp.asarray(x)
+        rows = np.arange(batches * size)
+        whole = x if len(rows) == examples else x[np.minimum(rows, examples - 1)]
+        return whole.reshape(batches, size, *x.shape[1:])
+
+    return jax.tree.map(leaf, data), np.clip(examples - size * np.arange(batches), 0, size)
+
+
+def rows_of(data: Data, rows: Any) -> Data:
+    """Some examples of the data, by a slice or an array of indices."""
+    return jax.tree.map(lambda x: (x if hasattr(x, "dtype") else np.asarray(x))[rows], data)

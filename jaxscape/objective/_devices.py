@@ -1,0 +1,56 @@
+"""Devices: what every process has in full goes onto them, and comes back."""
+
+import contextlib
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array
+
+DATA_AXIS = "data"
+"""The mesh axis along which devices share the examples."""
+
+
+def use_all_cores() -> None:
+    """Make each core of a CPU a device, so that all of them share the work; leave any setting of the user alone.
+
+    XLA runs a network on one device with little more than one core: ResNet-56 on 32x32 pixels, two cores, 491 images/s
+    on one device and 1051 on two.
+    """
+    flagged = "xla_force_host_platform_device_count" in os.getenv("XLA_FLAGS", "")
+    if flagged or jax.config.jax_num_cpu_devices != -1:  # type: ignore[attr-defined]
+        return
+    with contextlib.suppress(RuntimeError):  # JAX has started already, with devices of its own
+        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+
+
+def default_mesh() -> Mesh:
+    """All devices of all processes, sharing the points."""
+    return Mesh(np.array(jax.devices()), ("points",))
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Put a pytree that every process has in full onto the devices; each moves its own part only."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def leaf(x: Any) -> Array:
+        local = np.asarray(x)
+        return jax.make_array_from_callback(local.shape, sharding, lambda index: local[index])
+
+    return jax.tree.map(leaf, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """The pytree in full, on every process."""
+    return jax.device_get(tree) if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
+
+
+def agree(seconds: float) -> float:
+    """The time that process 0 measured: all processes must send the same calls."""
+    if jax.process_count() == 1:
+        return seconds
+    return float(multihost_utils.broadcast_one_to_all(np.float32(seconds)))

@@ -1,0 +1,260 @@
+"""A function as a jaxpr: what it computes, apart from the arrays that it closes over, and an identity of that.
+
+Two functions with the same identity compute the same values from the same operands. The Python object says less (what a
+function reads from outside may have changed since) and more (a new lambda may compute the same).
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import lax
+from jax.extend import core
+from jax.interpreters import partial_eval
+from jax.sharding import AbstractMesh
+
+from jaxscape.trees import array_digest
+
+_CALLS = ("jit", "pjit")
+_SHARDINGS = ("sharding_constraint", "reshard")
+_JAX_FOLDER = str(Path(jax.__file__).parent)
+
+
+class Hoisted(NamedTuple):
+    """A jaxpr without constants.
+
+    Attributes:
+        jaxpr: Its first ``len(constants)`` inputs stand for the constants.
+        constants: The arrays that the function closes over, each once.
+    """
+
+    jaxpr: core.Jaxpr
+    constants: tuple[Any, ...]
+
+
+def hoist(closed: core.ClosedJaxpr) -> Hoisted:
+    """Make inputs of the constants of a jaxpr and of the `jax.jit` calls inside it, which are inlined.
+
+    A constant would be compiled into the program: a large one takes long to compile and is held twice, and a changed
+    one would need another program. Constants inside the bodies of loops and branches stay there, as part of the
+    identity.
+
+    Sharding constraints are dropped. They change no value, and each device evaluates whole points.
+
+    Args:
+        closed: As `jax.make_jaxpr` gives it.
+
+    Returns:
+        The jaxpr and its constants.
+    """
+    constants: dict[int, tuple[core.Var, Any]] = {}
+    equations: list[core.JaxprEqn] = []
+
+    def variable(constant: Any) -> core.Var:
+        return constants.setdefault(id(constant), (core.Var(jax.typeof(constant)), constant))[0]
+
+    def inline(jaxpr: core.Jaxpr, values: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+        """Append the equations of a jaxpr; the atoms of its results."""
+        names = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*map(variable, values), *inputs], strict=True))
+
+        def atom(a: Any) -> Any:
+            return core.Literal(a.val, _plain(a.aval)) if isinstance(a, core.Literal) else names[a]
+
+        for eqn in jaxpr.eqns:
+            operands = [atom(a) for a in eqn.invars]
+            if eqn.primitive.name in _CALLS:
+                inner = eqn.params["jaxpr"]
+                results = inline(inner.jaxpr, inner.consts, operands)
+            elif eqn.primitive.name in _SHARDINGS:
+                results = operands
+            else:
+                results = [v if isinstance(v, core.DropVar) else core.Var(_plain(v.aval)) for v in eqn.outvars]
+                meshed = _has_shardings(eqn) or not eqn.ctx.cur_abstract_mesh.empty
+                params = _map_jaxprs(eqn.params, _unsharded) if meshed else eqn.params
+                equations.append(_without_mesh(eqn).replace(invars=operands, outvars=results, params=params))
+            names.update(zip(eqn.outvars, results, strict=True))
+        return [atom(a) for a in jaxpr.outvars]
+
+    inputs = [core.Var(_plain(v.aval)) for v in closed.jaxpr.invars]
+    outputs = inline(closed.jaxpr, closed.consts, inputs)
+    variables = [v for v, _ in constants.values()]
+    info = closed.jaxpr.debug_info.with_unknown_names()
+    body = core.Jaxpr((), [*variables, *inputs], outputs, equations, closed.jaxpr.effects, info)
+    return Hoisted(body, tuple(value for _, value in constants.values()))
+
+
+class Identity(NamedTuple):
+    """What two jaxprs that compute the same have in common; hashable.
+
+    Attributes:
+        digest: A hash of the operations, their parameters and the shapes and types of all values.
+        opaque: Objects that have no contents to compare, such as the Python function of a callback: compared as
+            objects.
+        has_rules: Whether a user's own derivative rule (`jax.custom_jvp`, `jax.custom_vjp`) is inside: the digest of
+            the value does not see it, that of the derivative does.
+    """
+
+    digest: str
+    opaque: tuple[Hashable, ...]
+    has_rules: bool
+
+
+def identify(jaxpr: core.Jaxpr) -> Identity:
+    """The identity of a jaxpr.
+
+    Args:
+        jaxpr: Without constants, as `hoist` gives it.
+
+    Returns:
+        Equal for jaxprs that compute the same by the same operations.
+    """
+    digest, opaque, has_rules = hashlib.blake2b(digest_size=16), [], False
+
+    def write(text: str) -> None:
+        digest.update(text.encode())
+
+    def describe(value: Any) -> None:
+        if isinstance(value, core.ClosedJaxpr):
+            walk(value.jaxpr)
+            describe(list(value.consts))
+        elif isinstance(value, core.Jaxpr):
+            walk(value)
+        elif isinstance(value, tuple | list):
+            write(f"{type(value).__name__}[")
+            for item in value:
+                describe(item)
+            write("]")
+        elif isinstance(value, dict):
+            for name, item in sorted(value.items(), key=lambda pair: str(pair[0])):
+                write(f"{name}=")
+                describe(item)
+        elif hasattr(value, "dtype") and hasattr(value, "shape"):
+            write(array_digest(value))
+        else:
+            text = repr(value)
+            if re.search(r"\bat 0x[0-9a-f]+", text):
+                opaque.append(value if isinstance(value, Hashable) else _ById(value))
+                text = re.sub(r"\bat 0x[0-9a-f]+", "", text)
+            write(text)
+
+    def walk(jaxpr: core.Jaxpr) -> None:
+        nonlocal has_rules
+        numbers: dict[Any, int] = {}
+
+        def name(atoms: Sequence[Any]) -> None:
+            for a in atoms:
+                if isinstance(a, core.Literal):
+                    write(f"({a.aval!s} {np.asarray(a.val).tobytes().hex()})")
+                else:
+                    write(f"{numbers.setdefault(a, len(numbers))}:{a.aval!s} ")
+
+        name([*jaxpr.constvars, *jaxpr.invars])
+        for eqn in jaxpr.eqns:
+            params = eqn.params
+            if eqn.primitive.name.startswith("custom_") and "call_jaxpr" in params:
+                params = {"call_jaxpr": params["call_jaxpr"], "num_consts": params.get("num_consts")}
+                has_rules |= _JAX_FOLDER not in str(_inner(params["call_jaxpr"]).debug_info.func_src_info)
+            write(f"\n{eqn.primitive.name} ")
+            describe(params)
+            name(eqn.invars)
+            name(eqn.outvars)
+        write("\nreturn ")
+        name(jaxpr.outvars)
+
+    walk(jaxpr)
+    return Identity(digest.hexdigest(), tuple(opaque), has_rules)
+
+
+def depends_on(jaxpr: core.Jaxpr, output: int) -> tuple[core.Jaxpr, list[bool]]:
+    """The part of a jaxpr that one of its outputs needs.
+
+    Args:
+        jaxpr: Without constants.
+        output: Which one.
+
+    Returns:
+        The jaxpr of this output and of the inputs that it needs; and which of the inputs these are.
+    """
+    return partial_eval.dce_jaxpr(jaxpr, [i == output for i in range(len(jaxpr.outvars))], instantiate=False)
+
+
+class _ById:
+    """An unhashable object, equal to itself alone."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value  # held, so that no other object gets its address
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ById) and self.value is other.value
+
+
+def _inner(jaxpr: Any) -> core.Jaxpr:
+    return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
+
+
+def _inner_jaxprs(eqn: core.JaxprEqn) -> Iterator[core.Jaxpr]:
+    for value in eqn.params.values():
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, core.Jaxpr | core.ClosedJaxpr):
+                yield _inner(item)
+
+
+def _has_shardings(eqn: core.JaxprEqn) -> bool:
+    return any(e.primitive.name in _SHARDINGS or _has_shardings(e) for j in _inner_jaxprs(eqn) for e in j.eqns)
+
+
+def _map_jaxprs(value: Any, function: Callable[[core.Jaxpr], core.Jaxpr]) -> Any:
+    """The parameters of an equation with the jaxprs among them changed."""
+    if isinstance(value, dict):
+        return {name: _map_jaxprs(item, function) for name, item in value.items()}
+    if type(value) is tuple:
+        return tuple(_map_jaxprs(item, function) for item in value)
+    if isinstance(value, core.ClosedJaxpr):
+        return core.ClosedJaxpr(function(value.jaxpr), value.consts)
+    return function(value) if isinstance(value, core.Jaxpr) else value
+
+
+def _without_mesh(eqn: core.JaxprEqn) -> core.JaxprEqn:
+    """The equation outside of the mesh that it was traced in."""
+    if eqn.ctx.cur_abstract_mesh.empty:
+        return eqn
+    with eqn.ctx.manager, jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+        return eqn.replace(ctx=type(eqn.ctx)())
+
+
+def _unsharded(jaxpr: core.Jaxpr) -> core.Jaxpr:
+    """The jaxpr outside of any mesh; a sharding constraint becomes a conversion to the type that there is already."""
+    variables: dict[Any, Any] = {}
+
+    def atom(a: Any) -> Any:
+        if isinstance(a, core.Literal):
+            return core.Literal(a.val, _plain(a.aval))
+        return a if isinstance(a, core.DropVar) else variables.setdefault(a, core.Var(_plain(a.aval)))
+
+    def atoms(old: Sequence[Any]) -> list[Any]:
+        return [atom(a) for a in old]
+
+    equations = []
+    for eqn in jaxpr.eqns:
+        eqn = _without_mesh(eqn).replace(invars=atoms(eqn.invars), outvars=atoms(eqn.outvars))
+        if eqn.primitive.name in _SHARDINGS:
+            params = {"new_dtype": eqn.outvars[0].aval.dtype, "weak_type": False, "sharding": None}
+            equations.append(eqn.replace(primitive=lax.convert_element_type_p, params=params))
+        else:
+            equations.append(eqn.replace(params=_map_jaxprs(eqn.params, _unsharded)))
+    ends = (atoms(jaxpr.constvars), atoms(jaxpr.invars), atoms(jaxpr.outvars))
+    return core.Jaxpr(*ends, equations, jaxpr.effects, jaxpr.debug_info)
+
+
+def _plain(aval: Any) -> Any:
+    """The abstract value without a sharding."""
+    if not isinstance(aval, jax.core.ShapedArray):
+        return aval
+    return jax.core.ShapedArray(aval.shape, aval.dtype, weak_type=aval.weak_type)

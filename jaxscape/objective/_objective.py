@@ -1,0 +1,281 @@
+"""The mean of a loss over data, as everything else sees it: traced, weighted, in one or several terms."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxscape import trees
+from jaxscape.objective._batches import even_size, num_examples, rows_of
+from jaxscape.objective._check import check_is_mean
+from jaxscape.objective._jaxpr import Identity, depends_on
+from jaxscape.objective._trace import PRECISIONS, Traced, abstract, is_traced, trace
+from jaxscape.types import Data, LossFn, Params
+
+WEIGHT = "weight"
+"""The metric that weighs the examples."""
+
+CANONICAL_BATCH = 128  # examples of the trace that identifies a loss: also the load that most first trials begin with
+
+
+class Term:
+    """One mean over data of its own: ``sum_i w_i * loss_i / sum_i w_i``.
+
+    Attributes:
+        name: ``""`` where the objective has no other term.
+        data: Arrays with a common leading example axis.
+        examples: Their number.
+        per_example: For each metric whether the loss gives it per example (True) or as the mean of a batch (False).
+        weighted: Whether the loss gives weights.
+    """
+
+    def __init__(self, name: str, loss_fn: LossFn, params: Params, data: Data, compute_dtype: str | None) -> None:
+        """Trace the loss and check what it gives; nothing is computed.
+
+        Args:
+            name: ``""`` where the objective has no other term.
+            loss_fn: As in `Objective.of`.
+            params: A pytree of floating arrays.
+            data: Arrays with a common leading example axis, or None.
+            compute_dtype: As in `Objective.of`.
+
+        Raises:
+            ValueError: A metric has a wrong shape, ``"loss"`` is missing, or the data have no common example axis.
+            TypeError: A metric is no real number.
+        """
+        self.name, self.examples = name, num_examples(data, f"data[{name!r}]" if name else "data")
+        self.data = np.zeros((1, 0)) if data is None else data
+        self._argument = f"loss_fn[{name!r}]" if name else "loss_fn"
+        self._no_data = data is None
+        self._function = functools.partial(_metrics, loss_fn, self._argument, data is None)
+        self._params, self._compute_dtype = abstract(params), compute_dtype
+        self._traced: dict[int, Traced] = {}
+        self.canonical = even_size(self.examples, CANONICAL_BATCH)
+        shapes = self.traced(self.canonical).computation.shapes
+        self.weighted = WEIGHT in shapes
+        self.per_example = {name: bool(shape.ndim) for name, shape in shapes.items() if name != WEIGHT}
+
+    def traced(self, batch_size: int) -> Traced:
+        """The loss of a batch of this size: ``computation(constants, params, batch)`` -> a dict of metrics."""
+        if batch_size not in self._traced:
+            traced = trace(self._function, self._params, self.batch_like(batch_size), compute_dtype=self._compute_dtype)
+            self._check_shapes(traced.computation.shapes, batch_size)
+            self._traced[batch_size] = traced
+        return self._traced[batch_size]
+
+    def batch_like(self, batch_size: int) -> Data:
+        """Shapes and dtypes of a batch."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), abstract(self.data))
+
+    def with_data(self, data: Data) -> "Term":
+        """The same loss of other examples: fewer, or in another order."""
+        other = object.__new__(Term)
+        other.__dict__.update(self.__dict__)
+        for cached in ("total_weight", "fingerprint"):
+            other.__dict__.pop(cached, None)
+        other.data, other.examples = data, num_examples(data)
+        return other
+
+    @functools.cached_property
+    def total_weight(self) -> float:
+        """The sum of all weights, or the number of examples where there are none.
+
+        Raises:
+            ValueError: The weights depend on params, so that there is no one sum.
+        """
+        if not self.weighted:
+            return float(self.examples)
+        computation, constants = self.traced(self.canonical)
+        leaves = len(constants) + len(jax.tree.leaves(self._params))
+        weight, used = depends_on(computation.jaxpr, sorted(computation.shapes).index(WEIGHT))
+        if any(used[len(constants) : leaves]):
+            raise ValueError(
+                f"{self._argument} returned weights that depend on params; expected weights of the examples alone for "
+                "curvature and for rtol. Put jax.lax.stop_gradient outside: compute them before, and pass them in data."
+            )
+        inputs = [c for c, use in zip(constants, used, strict=False) if use]
+
+        @jax.jit
+        def weights(inputs: list[Any], batch: Data) -> Array:
+            rows = [x for x, use in zip(jax.tree.leaves(batch), used[leaves:], strict=True) if use]
+            return jax.core.eval_jaxpr(weight, (), *inputs, *rows)[0]
+
+        return float(sum(self._weights_of(weights, inputs, i) for i in range(0, self.examples, self.canonical)))
+
+    def _weights_of(self, weights: Callable[..., Array], inputs: list[Any], start: int) -> float:
+        """The sum of the weights of one batch; the last one is filled up with examples that do not count."""
+        rows = np.arange(start, start + self.canonical)
+        values = weights(inputs, rows_of(self.data, np.minimum(rows, self.examples - 1)))
+        return float(np.sum(np.asarray(values, np.float64)[rows < self.examples]))
+
+    @functools.cached_property
+    def rules(self) -> Identity | None:
+        """The identity of the second derivative, where the user's own derivative rules take part in it; else None.
+
+        The identity of the loss alone does not see such rules.
+        """
+        computation, constants = self.traced(self.canonical)
+        if not computation.identity.has_rules:
+            return None
+
+        def product(constants: Any, params: Params, batch: Data) -> Any:
+            gradient = jax.grad(lambda p: jnp.sum(computation(constants, p, batch)["loss"]))
+            return jax.jvp(gradient, (params,), (params,))[1]
+
+        try:
+            traced = trace(product, abstract(constants), self._params, self.batch_like(self.canonical))
+        except Exception:  # noqa: BLE001  # no derivative: then no curvature is taken, and no rule takes part
+            return None
+        identity = traced.computation.identity
+        return identity._replace(digest=traced.fingerprint())
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of the computation, of the arrays that it closes over, of derivative rules and of the data."""
+        rules = self.rules.digest if self.rules else ""
+        return f"{self.name} {self.traced(self.canonical).fingerprint()} {rules} {trees.fingerprint(self.data)}"
+
+    def _check_shapes(self, shapes: Mapping[str, jax.ShapeDtypeStruct], batch_size: int) -> None:
+        for name, shape in shapes.items():
+            if self._no_data and shape.ndim:
+                raise ValueError(
+                    f"{self._argument} returned {shape.shape} for {name!r} without data; expected a scalar, (). Take "
+                    "the mean, or pass as data the arrays that it is to be the mean over."
+                )
+            if shape.shape not in ((), (batch_size,)) or (name == WEIGHT and not shape.ndim and not self._no_data):
+                raise ValueError(
+                    f"{self._argument} returned {shape.shape} for {name!r} on a batch of {batch_size} examples; "
+                    f"expected ({batch_size},), the value of each example"
+                    + ("." if name == WEIGHT else ", or () for the batch mean. Reduce over every axis but the first.")
+                )
+            if not any(jnp.issubdtype(shape.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+                raise TypeError(f"{self._argument} returned {shape.dtype} for {name!r}; expected real numbers.")
+
+
+class Objective:
+    """The sum of one or more means over data, at any point like the params that it was traced with.
+
+    Attributes:
+        terms: Each a mean over its own data.
+        compute_dtype: What the loss computes in.
+    """
+
+    def __init__(self, terms: tuple[Term, ...], compute_dtype: str | None) -> None:
+        """Join terms; `of` makes them."""
+        self.terms, self.compute_dtype = terms, compute_dtype
+
+    @classmethod
+    def of(
+        cls,
+        loss_fn: LossFn | Mapping[str, LossFn],
+        params: Params,
+        data: Data,
+        *,
+        compute_dtype: str | None = None,
+        check: bool = True,
+        batch_size: int | None = None,
+    ) -> "Objective":
+        """Trace a loss over data.
+
+        Args:
+            loss_fn: ``loss_fn(params, batch)`` -> the loss of each example, shape ``(batch,)``; a dict of such vectors
+                with the key ``"loss"``, and with ``"weight"`` if the examples have weights; or a scalar, the mean of
+                the batch. A mapping of such functions: several terms.
+            params: A pytree of floating arrays, where the check is made.
+            data: Arrays with a common leading example axis; a mapping of such for several terms; None: no data.
+            compute_dtype: ``"float32"``, ``"tensorfloat32"`` or ``"bfloat16"``; None: as JAX is configured.
+            check: Whether to find out if the loss is a mean over examples, as `check_is_mean` does.
+            batch_size: Examples in one call of loss_fn, at most, that the caller asked for.
+
+        Returns:
+            The objective.
+
+        Raises:
+            ValueError: loss_fn gives a wrong shape, lacks ``"loss"``, or is no mean over examples; the terms of loss_fn
+                and data differ; the data have no common example axis; or compute_dtype is unknown.
+            TypeError: loss_fn is no function, or gives something that is no real number.
+        """
+        if compute_dtype is not None and compute_dtype not in PRECISIONS:
+            raise ValueError(f"compute_dtype is {compute_dtype!r}, expected None or one of {', '.join(PRECISIONS)}.")
+        parts = split_terms(loss_fn, data)
+        objective = cls(
+            tuple(Term(name, f, params, part, compute_dtype) for name, (f, part) in parts.items()), compute_dtype
+        )
+        if check and not is_traced((params, data)):
+            for term in objective.terms:
+                check_is_mean(term, params, batch_size)
+        return objective
+
+    @functools.cached_property
+    def examples(self) -> int:
+        """Of all terms."""
+        return sum(term.examples for term in self.terms)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of the losses, of the arrays that they close over and of the data; the same in every process."""
+        text = "\n".join(term.fingerprint for term in self.terms)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def split_terms(loss_fn: Any, data: Any, name: str = "loss_fn") -> dict[str, tuple[Any, Any]]:
+    """The functions and data of all terms, by their names.
+
+    Args:
+        loss_fn: A function, or a mapping of functions.
+        data: What goes with it.
+        name: What the caller's argument is called, for the message.
+
+    Returns:
+        ``{"": (loss_fn, data)}`` where there is one term without a name.
+
+    Raises:
+        ValueError: Both are mappings, with other names.
+        TypeError: A function is none, or the data of several terms are no mapping.
+    """
+    if not isinstance(loss_fn, Mapping):
+        _check_callable(loss_fn, name)
+        return {"": (loss_fn, data)}
+    if not loss_fn:
+        raise ValueError(f"{name} is an empty dict, expected a function, or one for each term.")
+    if not isinstance(data, Mapping):
+        raise TypeError(
+            f"data is {type(data).__name__}, but {name} has the terms {', '.join(map(repr, loss_fn))}; expected a dict "
+            "with the data of each term."
+        )
+    if set(loss_fn) != set(data):
+        raise ValueError(
+            f"{name} has the terms {sorted(map(str, loss_fn))}, data has {sorted(map(str, data))}; expected the same."
+        )
+    for term, function in loss_fn.items():
+        if not isinstance(term, str) or not term:
+            raise TypeError(f"{name} has a term named {term!r}, expected a string that is not empty.")
+        _check_callable(function, f"{name}[{term!r}]")
+    return {term: (function, data[term]) for term, function in loss_fn.items()}
+
+
+def _check_callable(function: Any, name: str) -> None:
+    if not callable(function):
+        raise TypeError(
+            f"{name} is {type(function).__name__}, expected a function of (params, batch), or a dict of such functions."
+        )
+
+
+def _metrics(loss_fn: LossFn, name: str, no_data: bool, params: Params, batch: Data) -> dict[str, Array]:
+    """What loss_fn gives for a batch, as a dict of arrays."""
+    value = loss_fn(params, None if no_data else batch)
+    if not isinstance(value, Mapping):
+        value = {"loss": value}
+    for key, metric in value.items():
+        if not isinstance(key, str):
+            raise TypeError(f"{name} returned a dict with the key {key!r}; expected names, which are strings.")
+        if not hasattr(metric, "dtype") and not isinstance(metric, bool | int | float):
+            raise TypeError(f"{name} returned {type(metric).__name__} for {key!r}; expected an array of real numbers.")
+    if "loss" not in value:
+        raise ValueError(f"{name} returned a dict with the keys {sorted(value)}; expected one named 'loss'.")
+    return {key: jnp.asarray(metric) for key, metric in value.items()}

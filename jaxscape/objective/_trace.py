@@ -1,0 +1,181 @@
+"""Tracing: a user's function becomes a computation and the arrays that it closes over.
+
+Each public call traces anew, so what a function reads from outside is always read as it is now; a computation that is
+equal to an earlier one finds the program that was compiled for that. What a user put under `jax.jit` is traced by JAX's
+own rules: it stays as it was at its first call.
+"""
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from jax.sharding import AbstractMesh, AxisType, Mesh
+from jaxtyping import Array
+
+from jaxscape.convolution import evaluate
+from jaxscape.objective._jaxpr import Identity, array_digest, hoist, identify
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PRECISIONS = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": None}
+"""The values of ``compute_dtype``, and the precision of matrix products that JAX has for each."""
+
+_NO_MESH = AbstractMesh((), ())
+_users_mesh: contextvars.ContextVar[AbstractMesh] = contextvars.ContextVar("users_mesh", default=_NO_MESH)
+
+
+@dataclass(frozen=True, eq=False)
+class Computation:
+    """A traced function of (constants, *args); equal to another one that computes the same. Holds no array.
+
+    Attributes:
+        jaxpr: Its inputs are the constants, then the leaves of the arguments.
+        out_tree: The structure of the result.
+        identity: What it is compared by.
+    """
+
+    jaxpr: core.Jaxpr = field(repr=False)
+    out_tree: Any
+    identity: Identity
+
+    def __call__(self, constants: tuple[Any, ...], *args: Any) -> Any:
+        """Evaluate it, convolutions in their fastest form."""
+        values = evaluate(self.jaxpr, [*constants, *jax.tree.leaves(args)])
+        dtypes = [aval.dtype for aval in self._results]
+        # asarray: a result that does not depend on the arguments is a Python number in the jaxpr
+        return jax.tree.unflatten(self.out_tree, map(jnp.asarray, values, dtypes))
+
+    def __hash__(self) -> int:
+        return hash((self.identity, self.out_tree))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Computation):
+            return False
+        return self.identity == other.identity and self.out_tree == other.out_tree
+
+    @property
+    def _results(self) -> list[Any]:
+        return [v.aval for v in self.jaxpr.outvars]
+
+    @property
+    def shapes(self) -> Any:
+        """Shapes and dtypes of the result."""
+        shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in self._results]
+        return jax.tree.unflatten(self.out_tree, shapes)
+
+
+class Traced(NamedTuple):
+    """A computation, and the arrays that the function closes over now."""
+
+    computation: Computation
+    constants: tuple[Any, ...]
+
+    def fingerprint(self) -> str:
+        """A hash of what is computed, the contents of the closed-over arrays included; the same in every process."""
+        return " ".join([self.computation.identity.digest, *map(array_digest, self.constants)])
+
+
+def trace(function: Callable[..., Any], *args: Any, compute_dtype: str | None = None) -> Traced:
+    """Trace a function, abstractly: nothing is computed.
+
+    Args:
+        function: Of pytrees of arrays.
+        *args: Arrays, or their shapes and dtypes.
+        compute_dtype: What it computes in, one of `PRECISIONS`; None: as JAX is configured.
+
+    Returns:
+        The computation and the arrays that the function closes over.
+    """
+    in_precision, shapes = with_precision(function, compute_dtype), [abstract(arg) for arg in args]
+    mesh = _users_mesh.get()
+    try:
+        closed, out = _make_jaxpr(in_precision, shapes)
+    except Exception:  # noqa: BLE001  # of whatever kind: the function may need the mesh
+        if mesh.empty:
+            raise
+        # A sharding constraint by axis names needs the mesh; Explicit axes would ask for a sharding of every array.
+        auto = mesh.update_axis_types(dict.fromkeys(mesh.axis_names, AxisType.Auto))
+        with jax.sharding.use_abstract_mesh(auto):
+            closed, out = _make_jaxpr(in_precision, shapes)
+    jaxpr, constants = hoist(closed)
+    return Traced(Computation(jaxpr, jax.tree.structure(out), identify(jaxpr)), constants)
+
+
+def _make_jaxpr(function: Callable[..., Any], shapes: Sequence[Any]) -> tuple[core.ClosedJaxpr, Any]:
+    """The jaxpr of a function, and the shapes of its result."""
+    # A new function each time: JAX would answer from its cache of an old one, whatever that closed over.
+    return jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*shapes)
+
+
+def abstract(tree: Any) -> Any:
+    """Shapes and dtypes of a pytree of arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), tree)
+
+
+def is_traced(tree: Any) -> bool:
+    """Whether a leaf belongs to a JAX transform that is under way."""
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+
+
+def with_precision(function: Callable[..., Any], compute_dtype: str | None) -> Callable[..., Any]:
+    """The function in another precision: bfloat16 by casting its arguments, the others by how products are rounded."""
+    if compute_dtype is None:
+        return function
+
+    def cast(x: Array) -> Array:
+        return x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    def in_precision(*args: Any) -> Any:
+        if compute_dtype == "bfloat16":
+            args = jax.tree.map(cast, args)
+        with jax.default_matmul_precision(PRECISIONS[compute_dtype] or "default"):
+            return function(*args)
+
+    return in_precision
+
+
+def outside_meshes(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a public function outside of the ambient mesh (`jax.set_mesh`): its programs have meshes of their own.
+
+    Args:
+        function: Any function. A function of the user that it traces may still use the ambient mesh.
+
+    Returns:
+        The function.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _without_mesh():
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+@contextlib.contextmanager
+def _without_mesh() -> Iterator[None]:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        yield
+        return
+    token = _users_mesh.set(mesh)
+    try:
+        with _no_mesh():
+            yield
+    finally:
+        _users_mesh.reset(token)
+
+
+def _no_mesh() -> Any:
+    try:
+        return jax.set_mesh(Mesh(np.empty((), object), ()))
+    except ValueError:  # inside jax.jit, where only the abstract mesh can be set
+        return jax.sharding.use_abstract_mesh(_NO_MESH)

@@ -1,0 +1,138 @@
+"""Work at every row, in chains of neighbours that the devices of all processes share."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from jaxscape.engine import progress_bar
+from jaxscape.objective import DATA_AXIS
+from jaxscape.sweep._store import Store
+
+CHAIN = 8  # neighbouring points, one after the other on one device: each but the first starts from the one before
+
+Visit = Callable[[int, list[Array]], dict[str, Any]]
+"""The values of a row; the list takes what the next row of the chain may start from."""
+
+
+def in_chains(
+    begin: Callable[[Mesh], Visit],
+    columns: Mapping[str, np.ndarray],
+    groups: list[Mesh],
+    store: Store | None,
+    progress: bool | None,
+) -> dict[str, np.ndarray]:
+    """Visit every row, in chains of CHAIN; each group of devices takes the next chain when it is free.
+
+    Args:
+        begin: What a group of devices does first, in a thread of its own; the function that visits a row.
+        columns: An array for each value, rows along its first axis; they are filled in.
+        groups: The devices of this process, as `device_groups` gives them.
+        store: Rows that are done, in blocks of CHAIN; None: nothing is kept on disk.
+        progress: True or False for a progress bar; None for one on terminals and in notebooks.
+
+    Returns:
+        The columns with the rows of all processes.
+    """
+    num = len(next(iter(columns.values())))
+    chains = [slice(i, min(i + CHAIN, num)) for i in range(0, num, CHAIN)]
+    waiting = [chain for chain in chains if store is None or not store.done[chain].all()]
+    shared = iter(waiting[jax.process_index() :: jax.process_count()])
+    lock, stop = threading.Lock(), threading.Event()
+
+    def work(group: Mesh, bar: Any) -> None:
+        with jax.default_device(group.local_devices[0]):
+            visit = begin(group)
+            for chain in _next_chains(shared, lock):
+                carry: list[Array] = []
+                for i in range(chain.start, chain.stop):
+                    if stop.is_set():
+                        return
+                    for name, value in visit(i, carry).items():
+                        columns[name][i] = value
+                    bar.update()
+                if store is not None:
+                    store.write(chain, {name: column[chain] for name, column in columns.items()})
+
+    with progress_bar(num, progress) as bar, ThreadPoolExecutor(len(groups)) as pool:
+        bar.update(num - sum(chain.stop - chain.start for chain in waiting))
+        try:
+            for done in as_completed([pool.submit(work, group, bar) for group in groups]):
+                done.result()
+        finally:
+            stop.set()  # a failed or interrupted thread ends the others
+    return _of_all_processes(columns, store)
+
+
+def device_groups(mesh: Mesh | None) -> list[Mesh]:
+    """The devices of this process, in groups that share the examples of a point.
+
+    Args:
+        mesh: Devices along an axis ``"data"`` are one group; others are groups of one. None: all devices.
+
+    Returns:
+        A mesh with the axis ``"data"`` for each group.
+
+    Raises:
+        ValueError: The axis ``"data"`` spans several processes.
+    """
+    if mesh is None:
+        return [Mesh(np.array([device]), (DATA_AXIS,)) for device in jax.local_devices()]
+    devices = mesh.devices.reshape(-1, 1)
+    if DATA_AXIS in mesh.axis_names:
+        axis = mesh.axis_names.index(DATA_AXIS)
+        devices = np.moveaxis(mesh.devices, axis, -1).reshape(-1, mesh.devices.shape[axis])
+    groups = [row for row in devices if row[0].process_index == jax.process_index()]
+    if any(device.process_index != jax.process_index() for row in groups for device in row):
+        raise ValueError("mesh has an axis 'data' over several processes, expected one within each; reshape it.")
+    return [Mesh(row, (DATA_AXIS,)) for row in groups]
+
+
+def snake(shape: tuple[int, ...]) -> np.ndarray:
+    """The points of a grid in an order where each is a neighbour of the one before.
+
+    >>> snake((2, 3)).tolist()
+    [0, 1, 2, 5, 4, 3]
+
+    Args:
+        shape: Of the grid.
+
+    Returns:
+        Indices into the flattened grid.
+    """
+    order = np.arange(int(np.prod(shape))).reshape(shape)
+    for axis in range(len(shape) - 1, 0, -1):  # turn around every other row of the axis before
+        odd = np.indices(shape[:axis]).sum(0) % 2 == 1
+        order[odd] = np.flip(order[odd], axis=1)
+    return order.ravel()
+
+
+def _next_chains(chains: Iterator[slice], lock: threading.Lock) -> Iterator[slice]:
+    """The chains that this thread gets to."""
+    while True:
+        with lock:
+            chain = next(chains, None)
+        if chain is None:
+            return
+        yield chain
+
+
+def _of_all_processes(columns: Mapping[str, np.ndarray], store: Store | None) -> dict[str, np.ndarray]:
+    """All rows: of the store, or of all processes, each of which has zeros where others were at work."""
+    if store is not None:
+        return store.read()
+    if jax.process_count() == 1:
+        return dict(columns)
+    return {name: np.asarray(_gathered(column)) for name, column in columns.items()}
+
+
+def _gathered(column: np.ndarray) -> np.ndarray:
+    """The rows of the one process that has each; as bytes, since JAX would round float64."""
+    parts = multihost_utils.process_allgather(column.view(np.uint8).reshape(len(column), -1))
+    return parts.max(0).reshape(-1).view(column.dtype).reshape(column.shape)

@@ -149,8 +149,8 @@ def build_model(config: Mapping[str, Any], train: Split) -> Any:
         create = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ImportError(
-            f"the run's network is made by {builder}, which cannot be imported ({error}). The networks of train.py come "
-            "with the project's checkout: install it with `pip install -e .[train]`."
+            f"the run's network is made by {builder}, which cannot be imported ({error}). The networks of train.py "
+            "come with the project's checkout: install it with `pip install -e .[train]`."
         ) from error
     return create(
         config["arch"],

@@ -573,7 +573,7 @@ def test_load_run_refuses_another_architecture(copy):
 
 def test_load_run_without_models(copy, monkeypatch):
     monkeypatch.setitem(sys.modules, "models", None)
-    with pytest.raises(ImportError, match=r"runs need the project's `models` folder"):
+    with pytest.raises(ImportError, match=r"the run's network is made by models:create, which cannot be imported"):
         js.load_run(copy)
 
 

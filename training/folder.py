@@ -44,7 +44,7 @@ class RunFolder:
             self._check_same(config)
         path.mkdir(parents=True, exist_ok=True)
         if self.writes and not there:
-            kept = dataclasses.asdict(config) | {"versions": _versions()}
+            kept = dataclasses.asdict(config) | {"builder": runs.BUILDER, "versions": _versions()}
             _replace(path / runs.CONFIG, json.dumps(kept, indent=2) + "\n")
         self.manager = checkpoint_manager(path / CHECKPOINTS)
         self.steps = checkpoint_manager(path / STEPS) if config.save_steps else None

@@ -175,23 +175,24 @@ class Product:
             if is_traced(vector):
                 return self._inside(params, vector)
             vector = self._everywhere(vector)
-            total = self._zeros()
+            zeros, joined = _ends(self.subspace, self._mesh)
+            total = zeros()
             for i, (form, constants, stack) in enumerate(self._placed):
                 run = self._run(form)
                 if prepared is None:
                     total = run.direct(params, constants, stack, vector, total)
                 else:
                     total = run.apply(prepared[i], vector, total)
-            return self._reduce(total).addressable_data(0)
+            return joined(total).addressable_data(0)
 
         return product
 
     def _inside(self, params: Params, vector: Array) -> Array:
         """The product as part of a larger computation."""
-        total = self._nothing()
+        total = _zeros(self.subspace, self._mesh)
         for form, constants, stack in self._on_device:
             total = self._run(form).inside(params, constants, stack, vector, total)
-        return self._joined(total)
+        return _joined(self.subspace, total)
 
     def _prepared(self, params: Params) -> list[Any]:
         return [self._run(form).prepare(params, constants, stack) for form, constants, stack in self._placed]
@@ -239,20 +240,26 @@ class Product:
         constants = part.constants if is_traced(part.constants) else self._everywhere(part.constants)
         return _Part(part.form, constants, place(part.stack, NamedSharding(self._mesh, _BY_EXAMPLES)))
 
-    def _nothing(self) -> Total:
-        shapes = zip(self.subspace.shapes, self.subspace.free, strict=True)
-        return [jnp.zeros((self._mesh.size, *shape), self.subspace.dtype) for shape, free in shapes if free]
 
-    def _joined(self, total: Total) -> Array:
-        return self.subspace.flatten([x.sum(0) for x in total])
+def _zeros(subspace: Subspace, mesh: Mesh) -> Total:
+    """A sum of no batch."""
+    shapes = zip(subspace.shapes, subspace.free, strict=True)
+    return [jnp.zeros((mesh.size, *shape), subspace.dtype) for shape, free in shapes if free]
 
-    @functools.cached_property
-    def _zeros(self) -> Callable[[], Total]:
-        return jax.jit(self._nothing, out_shardings=NamedSharding(self._mesh, _BY_EXAMPLES))
 
-    @functools.cached_property
-    def _reduce(self) -> Callable[[Total], Array]:
-        return jax.jit(self._joined, out_shardings=NamedSharding(self._mesh, _EVERYWHERE))
+def _joined(subspace: Subspace, total: Total) -> Array:
+    """The sum over devices, as a flat vector."""
+    return subspace.flatten([x.sum(0) for x in total])
+
+
+@functools.lru_cache(maxsize=32)
+def _ends(subspace: Subspace, mesh: Mesh) -> tuple[Callable[[], Total], Callable[[Total], Array]]:
+    """The compiled first and last step of a product."""
+    by_examples, everywhere = NamedSharding(mesh, _BY_EXAMPLES), NamedSharding(mesh, _EVERYWHERE)
+    return (
+        jax.jit(functools.partial(_zeros, subspace, mesh), out_shardings=by_examples),
+        jax.jit(functools.partial(_joined, subspace), out_shardings=everywhere),
+    )
 
 
 def _stacks(term: Term, batch_size: int, shares: int, dtype: Any) -> list[Stack]:

@@ -104,6 +104,10 @@ def extreme_eigenvalues(
     return as_extremes(pairs, operator.subspace)
 
 
+_embed = jax.jit(Subspace.embed, static_argnums=0)
+_embed_rows = jax.jit(lambda subspace, rows: jax.vmap(subspace.embed)(rows), static_argnums=0)
+
+
 def as_extremes(pairs: Pairs, subspace: Subspace) -> Extremes:
     """Both ends, their vectors as pytrees."""
     return Extremes(
@@ -111,8 +115,8 @@ def as_extremes(pairs: Pairs, subspace: Subspace) -> Extremes:
         max_eigenvalue=pairs.values[1],
         min_residual=pairs.residuals[0],
         max_residual=pairs.residuals[1],
-        min_eigenvector=subspace.embed(pairs.vectors[0]),
-        max_eigenvector=subspace.embed(pairs.vectors[1]),
+        min_eigenvector=_embed(subspace, pairs.vectors[0]),
+        max_eigenvector=_embed(subspace, pairs.vectors[1]),
         converged=pairs.converged.all(),
         num_matvecs=pairs.num_matvecs,
     )
@@ -147,7 +151,7 @@ def top_eigenpairs(
             tol=tol,
             max_basis=basis,
         )
-    vectors = jax.vmap(operator.subspace.embed)(pairs.vectors)
+    vectors = _embed_rows(operator.subspace, pairs.vectors)
     directions = Directions(vectors, recipe=(("directions", f"eigenvectors {which}"),))
     values, residuals, converged = (np.asarray(x) for x in (pairs.values, pairs.residuals, pairs.converged))
     return Eigenpairs(values, directions, residuals, converged, int(pairs.num_matvecs))

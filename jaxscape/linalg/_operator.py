@@ -19,6 +19,10 @@ from jaxscape.types import Params
 Matvec = Callable[[Float[Array, " n"]], Float[Array, " n"]]
 
 
+_embed = jax.jit(Subspace.embed, static_argnums=0)
+_extract = jax.jit(Subspace.extract, static_argnums=0)
+
+
 class Operator:
     """A symmetric linear map on pytrees like params: ``H(v)`` or ``H @ v``.
 
@@ -43,7 +47,6 @@ class Operator:
             subspace: The leaves that the operator acts in.
         """
         self.matvec, self.subspace = matvec, subspace
-        self._embed, self._extract = jax.jit(subspace.embed), jax.jit(subspace.extract)
 
     @classmethod
     def of(cls, matvec: Callable[[Params], Params], like: Params) -> "Operator":
@@ -83,7 +86,8 @@ class Operator:
             ValueError: v is not like params; the message has the path of the leaf.
             TypeError: A leaf of v is no floating array.
         """
-        return self._embed(self.matvec(self._extract(checks.like(self.subspace.params_like, v, "v"))))
+        vector = _extract(self.subspace, checks.like(self.subspace.params_like, v, "v"))
+        return _embed(self.subspace, self.matvec(vector))
 
     def __matmul__(self, v: Params) -> Params:
         return self(v)

@@ -132,7 +132,7 @@ def identify(jaxpr: core.Jaxpr) -> Identity:
             for name, item in sorted(value.items(), key=lambda pair: str(pair[0])):
                 write(f"{name}=")
                 describe(item)
-        elif hasattr(value, "dtype") and hasattr(value, "shape"):
+        elif isinstance(value, jax.Array) or (hasattr(value, "dtype") and hasattr(value, "__array__")):
             write(array_digest(value))
         else:
             text = repr(value)

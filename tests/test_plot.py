@@ -370,6 +370,17 @@ def eigenvalue_map(converged=True):
     return xr.Dataset({k: (dims, v) for k, v in values.items()}, {"alpha": ALPHA, "beta": BETA})
 
 
+def test_lists_are_labelled_by_their_places():
+    ax = plot.line([line(np.square), line(np.abs)])
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["0", "1"]
+    assert [ax.get_title() for ax in plot.compare([SURFACE, SURFACE]).axes[:2]] == ["0", "1"]
+    assert [ax.get_title() for ax in plot.eigenvalue_map([eigenvalue_map()] * 2).axes[:2]] == ["0", "1"]
+    with pytest.raises(TypeError, match="results is int, expected a Dataset, a list of them, or a mapping"):
+        plot.line(3)
+    with pytest.raises(TypeError, match=r"results\['a'\] is list, expected a Dataset"):
+        plot.compare({"a": [SURFACE]})
+
+
 def test_eigenvalue_map_draws_the_ratio():
     ax = plot.eigenvalue_map(eigenvalue_map())
     (mesh,) = (c for c in ax.collections if isinstance(c, mpl.collections.QuadMesh))

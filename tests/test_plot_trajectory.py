@@ -86,6 +86,17 @@ def test_several_paths_in_one_plane():
     assert notes(ax).count("of the variance") == 2
 
 
+def test_a_list_is_labelled_by_titles_or_places():
+    both = [path(), path(5, shift=0.2)]
+    ax = plot.trajectory(both)
+    assert len(lines(ax, "tab:blue")) == len(lines(ax, "tab:orange")) == 2
+    assert [t.get_text() for t in ax.get_legend().get_texts()][:2] == ["0", "1"]
+    assert [ax.get_title() for ax in plot.trajectories(both).axes] == ["0", "1"]
+    titled = [path(title="SGD"), path(title="Adam", fingerprint="b")]
+    assert [ax.get_title() for ax in plot.trajectories(titled).axes] == ["SGD", "Adam"]
+    assert [ax.get_title() for ax in plot.trajectories([titled[0]] * 2).axes] == ["0", "1"]  # one title names nothing
+
+
 def test_panels_side_by_side():
     results = {f"run {i}": path(fingerprint=str(i)) for i in range(5)}
     figure = plot.trajectories(results, columns=3)
@@ -130,7 +141,7 @@ def test_an_animation_grows_and_is_written(tmp_path):
 
 
 def test_without_ffmpeg_there_is_no_mp4(tmp_path, monkeypatch):
-    animation = plot.trajectory_animation(path(3).drop_vars("epoch"))
+    animation = plot.trajectory_animation([path(3).drop_vars("epoch")])
     animation._func(1)
     assert animation._fig.axes[0].get_title() == "checkpoint 1"
     monkeypatch.setattr(mpl.animation.writers, "is_available", lambda _: False)
@@ -144,6 +155,8 @@ def test_without_ffmpeg_there_is_no_mp4(tmp_path, monkeypatch):
     ("call", "match"),
     [
         (lambda: plot.trajectory({}), "result is empty"),
+        (lambda: plot.trajectories([]), "results is empty"),
+        (lambda: plot.trajectory([path(), path(fingerprint="b")]), "draw them side by side with js.plot.trajectories"),
         (lambda: plot.trajectory(path().drop_vars("coordinates")), "expected those of js.trajectory in a plane"),
         (lambda: plot.trajectory({"a": path(), "b": path(fingerprint="b")}), "the results lie in different planes"),
         (lambda: plot.trajectory(path(), loss_max=1e-9), "loss_max is 1e-09"),
@@ -155,4 +168,19 @@ def test_without_ffmpeg_there_is_no_mp4(tmp_path, monkeypatch):
 )
 def test_bad_calls(call, match):
     with pytest.raises(ValueError, match=match):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: plot.trajectory("path.zarr"), "result is str, expected a Dataset, a list of them, or a mapping"),
+        (lambda: plot.trajectory(path().loss), "result is DataArray, expected a Dataset"),
+        (lambda: plot.trajectories([path(), None]), r"results\['1'\] is NoneType, expected a Dataset"),
+        (lambda: plot.trajectories({"a": path(), "b": 3}), r"results\['b'\] is int, expected a Dataset"),
+        (lambda: plot.trajectory3d([path()]), "result is list, expected one Dataset of js.trajectory"),
+    ],
+)
+def test_what_is_no_result(call, match):
+    with pytest.raises(TypeError, match=match):
         call()

@@ -169,7 +169,7 @@ def with_nan(path, index):
         (collinear(), {}, "num is 2, but the path of the checkpoints spans 1 dimension; pass num=1"),
         (collinear(), {"center": "mean"}, "num is 2, but the path of the checkpoints spans 1 dimension"),
         (walk(4), {"num": 5}, "num is 5, but the path of the checkpoints spans 3 dimensions; pass num=3"),
-        ([walk(1)[0]] * 3, {}, "checkpoints are all equal"),
+        ([*walk(1), *walk(1), *walk(1)], {}, "checkpoints are all equal: a path that does not move"),
         (with_nan(walk(), 3), {}, r"checkpoints\[3\]\['layer1'\]\['kernel'\] has NaN or infinite entries"),
         (
             [*walk(), mlp_params((5, 6, 4))],
@@ -397,7 +397,7 @@ def test_a_nan_on_the_way_is_shown_in_a_given_plane():
     assert np.isfinite(found.true_loss.values[[0, 1, 2, 4, 5, 6]]).all()
 
 
-@pytest.mark.parametrize("path", [walk(1), [walk(1)[0]] * 3])
+@pytest.mark.parametrize("path", [walk(1), [*walk(1), *walk(1), *walk(1)]])
 def test_a_path_that_does_not_move_in_a_given_plane(path):
     found = js.trajectory(path, mlp_loss, DATA, directions=js.random_directions(0, path[0]), points=3, progress=False)
     np.testing.assert_array_equal(found.coordinates, 0)

@@ -1,13 +1,12 @@
 """Curvature: both ends of the Hessian's spectrum over a plane, and the density of its eigenvalues."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxscape.plot._field import SIGNED, field
+from jaxscape.plot._several import Results, named
 from jaxscape.plot._style import add_note, new_axes, number, style
 from jaxscape.plot._surfaces import compare, heatmap
 
@@ -16,7 +15,7 @@ _NAMED = 6  # outliers that have a label
 
 
 def eigenvalue_map(
-    result: xr.Dataset | Mapping[str, xr.Dataset],
+    result: Results,
     ax: Axes | None = None,
     *,
     signed: bool = False,
@@ -27,7 +26,8 @@ def eigenvalue_map(
     Near 0 the negative curvatures are small beside the positive ones. Points that did not converge have a dot.
 
     Args:
-        result: What `jaxscape.eigenvalue_map` gave; or title -> result, drawn side by side on one scale.
+        result: What `jaxscape.eigenvalue_map` gave; or title -> result, or a list of results (whose
+            titles are ``attrs["title"]``, or else the places in the list, from 0 on), drawn side by side on one scale.
         ax: Where to draw one result; None: a new figure.
         signed: Draw ``min / max`` instead, blue where it is negative (the Hessian is indefinite), red where positive.
         ratio_max: The end of the colours; larger ratios are counted. None: all are spanned.
@@ -38,28 +38,26 @@ def eigenvalue_map(
     Raises:
         ValueError: The result is no map of eigenvalues over a plane, ``ratio_max`` is not positive, or axes were given
             for several results.
+        TypeError: This is no result, mapping or list of results.
     """
-    several = isinstance(result, Mapping) and not isinstance(result, xr.Dataset)
-    named: dict[str, xr.Dataset] = dict(result) if several else {"": result}  # type: ignore[arg-type, dict-item]
-    if not named:
-        raise ValueError("result is empty; expected at least one title and map.")
+    several, maps = not isinstance(result, xr.Dataset), named(result, "result")
     if several and ax is not None:
         raise ValueError("ax is given for several maps; draw one at a time into axes.")
     if ratio_max is not None and not ratio_max > 0:
         raise ValueError(f"ratio_max is {ratio_max}, expected a positive number.")
-    for one in named.values():
+    for one in maps.values():
         if "min_eigenvalue" not in one or "max_eigenvalue" not in one:
             raise ValueError(
                 f"result has the variables {sorted(map(str, one.data_vars))}, expected those of js.eigenvalue_map."
             )
     metric = SIGNED if signed else "ratio"
     if signed:
-        named = {t: one.assign({SIGNED: one.min_eigenvalue / one.max_eigenvalue}) for t, one in named.items()}
-    values = np.concatenate([field(one, metric).z.ravel() for one in named.values()])
+        maps = {t: one.assign({SIGNED: one.min_eigenvalue / one.max_eigenvalue}) for t, one in maps.items()}
+    values = np.concatenate([field(one, metric).z.ravel() for one in maps.values()])
     levels = _levels(values, signed, ratio_max)
     if several:
-        return compare(named, "heatmap", metric=metric, levels=levels, log=False)
-    return heatmap(named[""], ax, metric=metric, levels=levels, log=False)
+        return compare(maps, "heatmap", metric=metric, levels=levels, log=False)
+    return heatmap(maps[""], ax, metric=metric, levels=levels, log=False)
 
 
 def _levels(values: np.ndarray, signed: bool, top: float | None) -> np.ndarray:

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 
 from jaxscape.plot._field import FRACTIONS, axis_label, metric_label, pick
 from jaxscape.plot._scale import choose
+from jaxscape.plot._several import Results, named
 from jaxscape.plot._style import add_note, count_note, join_notes, new_axes, style
 
 _LEFT, _RIGHT = "tab:blue", "tab:red"  # loss and accuracy, as the paper draws its lines
@@ -19,7 +20,7 @@ _COLUMNS = ("epoch", "lr", "train_loss", "train_error", "test_loss", "test_error
 
 
 def line(
-    results: xr.Dataset | Mapping[str, xr.Dataset],
+    results: Results,
     ax: Axes | None = None,
     *,
     metric: str = "loss",
@@ -31,7 +32,8 @@ def line(
     Accuracy, or else error, is drawn against a second axis on the right when a result has it.
 
     Args:
-        results: A result over one dimension, or label -> result, e.g. ``{"train": ..., "test": ...}``.
+        results: A result over one dimension; or label -> result, e.g. ``{"train": ..., "test": ...}``; or a list of
+            results, whose labels are ``attrs["title"]``, or else the places in the list, from 0 on.
         ax: Where to draw; None: a new figure.
         metric: The variable on the left axis.
         log: A logarithmic left axis; None: if the values span more than a factor of 50.
@@ -42,14 +44,13 @@ def line(
 
     Raises:
         ValueError: There are no results, one is not 1-D or has no such metric, or an option does not fit the values.
+        TypeError: This is no result, mapping or list of results.
     """
-    named = {"": results} if isinstance(results, xr.Dataset) else dict(results)
-    if not named:
-        raise ValueError("results is empty; expected at least one result over a line.")
-    arrays = {name: _one_dimensional(result, metric) for name, result in named.items()}
+    curves = named(results)
+    arrays = {name: _one_dimensional(result, metric) for name, result in curves.items()}
     scale = choose([array.values for array in arrays.values()], metric, None, log, loss_max)
-    first = next(iter(named.values()))
-    titles = {str(result.attrs.get("title", "")) for result in named.values()}
+    first = next(iter(curves.values()))
+    titles = {str(result.attrs.get("title", "")) for result in curves.values()}
     with style():
         ax = new_axes() if ax is None else ax
         ax.set(xlabel=axis_label(first, next(iter(arrays.values())).dims[0]))
@@ -58,13 +59,13 @@ def line(
         ax.tick_params(axis="y", colors=_LEFT, which="both")
         if scale.log:
             ax.set_yscale("log")
-        for dashes, result in zip(_cycle(len(named)), named.values(), strict=True):
+        for dashes, result in zip(_cycle(len(curves)), curves.values(), strict=True):
             _curve(ax, result, metric, _LEFT, dashes)
         if loss_max is not None:
             ax.set_ylim(top=loss_max)
-        _right_axis(ax, named, metric)
-        if len(named) > 1:
-            ax.legend(handles=[_key(d, name) for d, name in zip(_cycle(len(named)), named, strict=True)])
+        _right_axis(ax, curves, metric)
+        if len(curves) > 1:
+            ax.legend(handles=[_key(d, name) for d, name in zip(_cycle(len(curves)), curves, strict=True)])
         add_note(ax, join_notes(*(_line_note(name, array, loss_max) for name, array in arrays.items())))
     return ax
 
@@ -153,13 +154,13 @@ def _curve(ax: Axes, result: xr.Dataset, metric: str, colour: str, dashes: str) 
     ax.plot(x[~good], np.ones((~good).sum()), "x", color=colour, ms=4, transform=edge, clip_on=False)
 
 
-def _right_axis(ax: Axes, named: Mapping[str, xr.Dataset], metric: str) -> None:
+def _right_axis(ax: Axes, curves: Mapping[str, xr.Dataset], metric: str) -> None:
     """Accuracy, or else error, of the results that have it."""
-    shown = next((m for m in FRACTIONS if m != metric and any(m in r for r in named.values())), None)
+    shown = next((m for m in FRACTIONS if m != metric and any(m in r for r in curves.values())), None)
     if shown is None:
         return
     right = _twin(ax)
-    for dashes, result in zip(_cycle(len(named)), named.values(), strict=True):
+    for dashes, result in zip(_cycle(len(curves)), curves.values(), strict=True):
         if shown in result:
             _curve(right, result, shown, _RIGHT, dashes)
     right.set_ylim(0, 103)  # a curve at 100 % stays visible

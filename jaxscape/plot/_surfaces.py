@@ -1,6 +1,5 @@
 """Surfaces over a plane: contour lines, filled contours, cells and 3-D, one by one or side by side."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 import matplotlib.pyplot as plt
@@ -13,6 +12,7 @@ from numpy.typing import ArrayLike
 from jaxscape.plot._draw import KINDS, colour_bar, draw, edges, thin_labels
 from jaxscape.plot._field import field
 from jaxscape.plot._scale import choose
+from jaxscape.plot._several import Results, named
 from jaxscape.plot._style import add_note, new_axes, style
 
 Kind = Literal["contour", "contourf", "heatmap", "surface3d"]
@@ -121,7 +121,7 @@ def surface3d(
 
 
 def compare(
-    results: Mapping[str, xr.Dataset],
+    results: Results,
     kind: Kind = "contour",
     *,
     metric: str = "loss",
@@ -132,7 +132,8 @@ def compare(
     """Several surfaces side by side, on the same levels, colours and limits (paper figures 1 and 5).
 
     Args:
-        results: Title -> surface, drawn in this order.
+        results: Title -> surface, drawn in this order; or a list of surfaces, whose titles are ``attrs["title"]``, or
+            else the places in the list, from 0 on.
         kind: ``"contour"``, ``"contourf"``, ``"heatmap"`` or ``"surface3d"``.
         metric: As in `contour`.
         levels: As in `contour`; None: chosen for all results together.
@@ -144,14 +145,14 @@ def compare(
 
     Raises:
         ValueError: There are no results, the kind is unknown, or as in `contour`.
+        TypeError: This is no mapping or list of results.
     """
-    if not results:
-        raise ValueError("results is empty; expected at least one title and surface.")
+    surfaces = named(results)
     if kind not in KINDS:
         raise ValueError(
             f"kind is {kind!r}, expected one of {sorted(KINDS)}; lines share axes in js.plot.line(results)."
         )
-    fields = {title: field(result, metric) for title, result in results.items()}
+    fields = {title: field(result, metric) for title, result in surfaces.items()}
     scale = choose([f.z for f in fields.values()], metric, levels, log, loss_max)
     with style():
         figure, axes = plt.subplots(

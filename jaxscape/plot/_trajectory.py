@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from jaxscape.plot._draw import colour_bar, draw, thin_labels
 from jaxscape.plot._field import Field, field
 from jaxscape.plot._scale import Scale, choose
+from jaxscape.plot._several import Results, named
 from jaxscape.plot._style import add_note, count_note, join_notes, new_axes, style
 
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:cyan", "tab:olive")
@@ -24,7 +25,7 @@ _DOT, _LARGE = 3, 5  # points
 
 
 def trajectory(
-    result: xr.Dataset | Mapping[str, xr.Dataset],
+    result: Results,
     ax: Axes | None = None,
     *,
     metric: str = "loss",
@@ -38,8 +39,9 @@ def trajectory(
     axes say how much of the path's variance lies along them, the line on top how much the plane holds.
 
     Args:
-        result: What `jaxscape.trajectory` gave; or label -> result, paths in one plane: their ``origin`` and
-            ``directions`` must be the same. The contours are those of the first.
+        result: What `jaxscape.trajectory` gave; or label -> result, or a list of results, paths in one plane: their
+            ``origin`` and ``directions`` must be the same. The contours are those of the first. The labels of a list
+            are its results' ``attrs["title"]``, or else their places in it, from 0 on.
         ax: Where to draw; None: a new figure.
         metric: As in `contour`.
         levels: As in `contour`.
@@ -51,20 +53,21 @@ def trajectory(
 
     Raises:
         ValueError: There is no result, one has no path, or their planes differ; or as in `contour`.
+        TypeError: This is no result, mapping or list of results.
     """
-    named = _named(result)
-    first = next(iter(named.values()))
+    paths = _in_planes(result, "result", one_plane=True)
+    first = next(iter(paths.values()))
     one, scale = _ground(first, metric, levels, log, loss_max)
     with style():
         ax = new_axes() if ax is None else ax
-        _draw_paths(ax, named, one, scale)
+        _draw_paths(ax, paths, one, scale)
         colour_bar([ax], one, scale)
         thin_labels([ax])
     return ax
 
 
 def trajectories(
-    results: Mapping[str, xr.Dataset],
+    results: Results,
     *,
     columns: int = 4,
     metric: str = "loss",
@@ -74,7 +77,8 @@ def trajectories(
     """Several runs, each path in a plane of its own, side by side (paper figure 9).
 
     Args:
-        results: Title -> what `jaxscape.trajectory` gave.
+        results: Title -> what `jaxscape.trajectory` gave; or a list of that, whose titles are ``attrs["title"]``, or
+            else the places in the list, from 0 on.
         columns: Panels in a row.
         metric: As in `trajectory`.
         log: As in `trajectory`.
@@ -85,23 +89,24 @@ def trajectories(
 
     Raises:
         ValueError: As in `trajectory`, or ``columns`` is not positive.
+        TypeError: This is no result, mapping or list of results.
     """
     if columns < 1:
         raise ValueError(f"columns is {columns}, expected at least 1.")
-    named = _named(results, one_plane=False)
-    rows = -(-len(named) // columns)
-    columns = min(columns, len(named))
+    paths = _in_planes(results, "results", one_plane=False)
+    rows = -(-len(paths) // columns)
+    columns = min(columns, len(paths))
     with style():
         figure, axes = plt.subplots(
             rows, columns, figsize=(2.6 * columns, 2.75 * rows), layout="constrained", squeeze=False
         )
-        for ax, (title, result) in zip(axes.flat, named.items(), strict=False):
+        for ax, (title, result) in zip(axes.flat, paths.items(), strict=False):
             one, scale = _ground(result, metric, None, log, loss_max)
             x, y = (re.sub(r".*\((.*?)(,.*)?\)", r"\1", label) for label in one.labels[:2])
             one = one._replace(title=title, labels=(x, y, one.labels[2]))
             _draw_paths(ax, {"": result}, one, scale, legend=False)
             ax.title.set_fontsize(8.5)  # a panel is narrow
-        for ax in axes.flat[len(named) :]:
+        for ax in axes.flat[len(paths) :]:
             ax.set_axis_off()
         thin_labels(axes.flat)
     return figure
@@ -131,10 +136,15 @@ def trajectory3d(
 
     Raises:
         ValueError: As in `trajectory`, or ``metric`` is not ``"loss"``.
+        TypeError: This is not one result.
     """
     if metric != "loss":
         raise ValueError(f"metric is {metric!r}, expected 'loss': the path has no other height.")
-    _named(result)
+    if not isinstance(result, xr.Dataset):
+        raise TypeError(
+            f"result is {type(result).__name__}, expected one Dataset of js.trajectory; draw each by itself."
+        )
+    _in_planes(result, "result", one_plane=True)
     one, scale = _ground(result, metric, levels, log, loss_max)
     with style():
         ax = new_axes("3d") if ax is None else ax
@@ -152,7 +162,7 @@ def trajectory3d(
 
 
 def trajectory_animation(
-    result: xr.Dataset | Mapping[str, xr.Dataset],
+    result: Results,
     *,
     fps: float = 10,
     metric: str = "loss",
@@ -163,7 +173,7 @@ def trajectory_animation(
     """The path as it grows, one checkpoint a frame; `save` writes it as GIF or MP4.
 
     Args:
-        result: As in `trajectory`.
+        result: What `jaxscape.trajectory` gave; or label -> result, or a list of results, paths in one plane.
         fps: Frames in a second.
         metric: As in `trajectory`.
         levels: As in `trajectory`.
@@ -175,15 +185,16 @@ def trajectory_animation(
 
     Raises:
         ValueError: As in `trajectory`, or ``fps`` is not positive.
+        TypeError: This is no result, mapping or list of results.
     """
     if not fps > 0:
         raise ValueError(f"fps is {fps}, expected a positive number.")
-    named = _named(result)
-    frames = max(one.sizes["step"] for one in named.values())
+    paths = _in_planes(result, "result", one_plane=True)
+    frames = max(one.sizes["step"] for one in paths.values())
     with style():
         ax = trajectory(result, metric=metric, levels=levels, log=log, loss_max=loss_max)
         moving = [(line, np.array(line.get_data()), str(line.get_gid())) for line in ax.lines if line.get_gid()]
-        title, longest = ax.get_title(), max(named.values(), key=lambda one: one.sizes["step"])
+        title, longest = ax.get_title(), max(paths.values(), key=lambda one: one.sizes["step"])
 
     def show(frame: int) -> list[Line2D]:
         for line, points, steps in moving:
@@ -195,23 +206,20 @@ def trajectory_animation(
     return FuncAnimation(ax.figure.figure, show, frames=frames, interval=1000 / fps)
 
 
-def _named(result: Any, *, one_plane: bool = True) -> dict[str, xr.Dataset]:
+def _in_planes(results: Any, name: str, *, one_plane: bool) -> dict[str, xr.Dataset]:
     """Label -> result, each with a path; in one plane if they are to be drawn so."""
-    several = isinstance(result, Mapping) and not isinstance(result, xr.Dataset)
-    named: dict[str, xr.Dataset] = dict(result) if several else {"": result}
-    if not named:
-        raise ValueError("result is empty; expected at least one label and trajectory.")
-    for one in named.values():
-        if "coordinates" not in one or one.sizes.get("axis") != 2:
-            found = sorted(map(str, one.data_vars))
-            raise ValueError(f"result has the variables {found}, expected those of js.trajectory in a plane.")
-    planes = {one.attrs.get("fingerprint") for one in named.values()}
+    paths = named(results, name)
+    for result in paths.values():
+        if "coordinates" not in result or result.sizes.get("axis") != 2:
+            variables = sorted(map(str, result.data_vars))
+            raise ValueError(f"{name} has the variables {variables}, expected those of js.trajectory in a plane.")
+    planes = {result.attrs.get("fingerprint") for result in paths.values()}
     if one_plane and len(planes) > 1:
         raise ValueError(
             "the results lie in different planes; pass the same origin= and directions= to js.trajectory, or draw "
             "them side by side with js.plot.trajectories."
         )
-    return named
+    return paths
 
 
 def _ground(
@@ -227,18 +235,18 @@ def _ground(
     return one, choose([one.z], metric, levels, log, loss_max)
 
 
-def _draw_paths(ax: Axes, named: Mapping[str, xr.Dataset], one: Field, scale: Scale, *, legend: bool = True) -> None:
+def _draw_paths(ax: Axes, paths: Mapping[str, xr.Dataset], one: Field, scale: Scale, *, legend: bool = True) -> None:
     said = draw("contour", ax, one, scale)
     keys = []
-    for colour, (label, result) in zip(_COLOURS * len(named), named.items(), strict=False):
+    for colour, (label, result) in zip(_COLOURS * len(paths), paths.items(), strict=False):
         _draw_path(ax, result, colour)
         keys += [_key("o-", colour, label)] if label else []
-    drops = any(bool(result.lr_drop.any()) for result in named.values() if "lr_drop" in result)
+    drops = any(bool(result.lr_drop.any()) for result in paths.values() if "lr_drop" in result)
     keys += [_key("s", "0.1", "start"), _key("*", "0.1", "end")]
     keys += [_key("o", _DROP, "learning rate drops")] * drops
     if legend:
         ax.legend(handles=keys, loc="best", framealpha=0.85)
-    notes = [_path_note(result, one, label) for label, result in named.items()]
+    notes = [_path_note(result, one, label) for label, result in paths.items()]
     add_note(ax, join_notes(said, *notes))
 
 

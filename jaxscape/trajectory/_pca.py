@@ -15,6 +15,7 @@ from jaxscape import checks, trees
 from jaxscape.directions import Directions
 from jaxscape.objective import outside_meshes
 from jaxscape.subspace import Subspace
+from jaxscape.trajectory._checkpoints import as_checkpoints
 from jaxscape.trajectory._rows import Rows
 from jaxscape.types import Ignore, Params
 
@@ -23,7 +24,7 @@ Center = Literal["last", "mean"]
 
 @outside_meshes
 def pca_directions(
-    checkpoints: Iterable[Params],
+    checkpoints: Any,
     *,
     num: int = 2,
     center: Center = "last",
@@ -43,9 +44,17 @@ def pca_directions(
     ([0.597, 0.796, 0.1], [0.99, 0.01])
 
     Args:
-        checkpoints: Params in the order of training, a run's ``checkpoints`` or any iterable of pytrees. That of a run
-            with running statistics as well: ``run.checkpoints.with_batch_stats()``. Several paths in one plane:
-            ``itertools.chain(first.checkpoints, second.checkpoints)``.
+        checkpoints: Params in the order of training, read once, one at a time. One of:
+
+            - a sequence of pytrees, or an iterator of them. Several paths in one plane:
+              ``itertools.chain(first.checkpoints, second.checkpoints)``.
+            - a run's ``checkpoints``; with its running statistics as well: ``run.checkpoints.with_batch_stats()``.
+            - a pytree that `jax.lax.scan` has stacked: each leaf has one more leading axis. A list or tuple is always
+              a sequence here.
+            - the path of a folder of orbax checkpoints, written by a `CheckpointManager` (its item ``params``,
+              ``state``, ``default`` or ``pytree``) or as folders of steps. Of a pytree with the entry ``params``
+              beside others, such as ``opt_state``, the params are read. An NNX state comes as nested dicts.
+            - a function without arguments that makes an iterator of params.
         num: How many directions.
         center: ``"last"``: rows are what is left to the last checkpoint, as in the paper; then the path ends at the
             origin. ``"mean"``: rows, that of the last checkpoint among them, are differences to their mean, as in
@@ -58,9 +67,13 @@ def pca_directions(
         order: ``s_k^2 / sum(s^2)``. The largest coordinate of the path along each direction is positive.
 
     Raises:
-        ValueError: ``num`` or ``center`` is unknown, the path spans fewer dimensions than ``num``, or a checkpoint has
-            other leaves than the first or is not finite; the message says which.
-        TypeError: A leaf is not floating.
+        ValueError: ``num`` or ``center`` is unknown, the path spans fewer dimensions than ``num``, a checkpoint has
+            other leaves than the first or is not finite (the message says which), all checkpoints hold the same arrays
+            (snapshots that alias a live module), the leaves of a stacked pytree have no common leading axis, or a
+            folder has no checkpoints to be read.
+        TypeError: A leaf is not floating, or ``checkpoints`` is none of the above.
+        FileNotFoundError: There is no such folder.
+        ImportError: A folder needs orbax, which is not installed.
     """
     if num < 1:
         raise ValueError(f"num is {num}, expected at least 1 direction.")
@@ -68,7 +81,7 @@ def pca_directions(
         raise ValueError(f"center is {center!r}, expected 'last' or 'mean'.")
     centered = _from_last if center == "last" else _from_mean
     with tempfile.TemporaryFile() as file:
-        subspace, rows = _collect(checkpoints, ignore, file, progress)
+        subspace, rows = _collect(as_checkpoints(checkpoints), ignore, file, progress)
         squares, vectors = np.linalg.eigh(_gram(rows, centered))
         squares, vectors = np.maximum(squares[::-1], 0), vectors[:, ::-1]
         _check_rank(squares, num, len(rows), subspace.dtype)

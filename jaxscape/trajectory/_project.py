@@ -1,6 +1,5 @@
 """A path in the coordinates of a plane, and how far it is from it."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -12,13 +11,14 @@ from jaxtyping import Array
 from jaxscape import checks, trees
 from jaxscape.directions import Directions, as_directions
 from jaxscape.objective import outside_meshes
+from jaxscape.trajectory._checkpoints import as_checkpoints
 from jaxscape.trajectory._pca import checkpoint_bar
 from jaxscape.types import Params
 
 
 @outside_meshes
 def project(
-    checkpoints: Iterable[Params],
+    checkpoints: Any,
     origin: Params,
     directions: Directions | Any,
     *,
@@ -36,7 +36,16 @@ def project(
     ([[1.0, 3.0]], [4.0])
 
     Args:
-        checkpoints: Params in the order of training; read one at a time.
+        checkpoints: Params in the order of training, read once, one at a time. One of:
+
+            - a sequence of pytrees, or an iterator of them.
+            - a run's ``checkpoints``; with its running statistics as well: ``run.checkpoints.with_batch_stats()``.
+            - a pytree that `jax.lax.scan` has stacked: each leaf has one more leading axis. A list or tuple is a
+              sequence, unless it has the leaves of ``origin`` with that axis.
+            - the path of a folder of orbax checkpoints, written by a `CheckpointManager` (its item ``params``,
+              ``state``, ``default`` or ``pytree``) or as folders of steps. Of a pytree with the entry ``params``
+              beside others, such as ``opt_state``, the params are read, unless the whole has the leaves of ``origin``.
+            - a function without arguments that makes an iterator of params.
         origin: Params at coordinates 0.
         directions: As in `surface`: Directions, one pytree like params, or a sequence of these.
         progress: True or False for a progress bar; None for one on terminals and in notebooks.
@@ -50,17 +59,21 @@ def project(
         NaN at checkpoints that are not finite, which ``attrs["nonfinite_steps"]`` counts and the shares leave out.
 
     Raises:
-        ValueError: There is no checkpoint, a checkpoint or a direction is not like origin, or the directions depend
-            on each other.
-        TypeError: A leaf is not floating.
+        ValueError: There is no checkpoint, a checkpoint or a direction is not like origin, the directions depend on
+            each other, all checkpoints hold the same arrays (snapshots that alias a live module), the leaves of a
+            stacked pytree have no common leading axis, or a folder has no checkpoints to be read.
+        TypeError: A leaf is not floating, or ``checkpoints`` is none of the above.
+        FileNotFoundError: There is no such folder.
+        ImportError: A folder needs orbax, which is not installed.
     """
     origin = checks.as_params(origin, "origin")
+    path = as_checkpoints(checkpoints, origin)
     directions = as_directions(directions, origin)
     metric = np.array([[float(trees.dot(a, b)) for b in directions] for a in directions])
     _check_independent(metric, directions)
     rows: list[tuple[np.ndarray, np.ndarray, float, float, float]] = []
     before: Params | None = None
-    for i, checkpoint in enumerate(checkpoint_bar(checkpoints, progress)):
+    for i, checkpoint in enumerate(checkpoint_bar(path, progress)):
         name = f"checkpoints[{i}]"
         point = checks.like(origin, checks.as_params(checkpoint, name), name)
         away, inner = _against(point, origin, directions.basis)

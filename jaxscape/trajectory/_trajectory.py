@@ -13,6 +13,7 @@ from jaxscape.directions import Directions, as_directions
 from jaxscape.grid import Grid
 from jaxscape.objective import DATA_AXIS, Objective, outside_meshes
 from jaxscape.surface import surface
+from jaxscape.trajectory._checkpoints import as_path
 from jaxscape.trajectory._pca import Center, pca_directions
 from jaxscape.trajectory._project import project
 from jaxscape.types import Data, Ignore, LossFn, Params
@@ -57,7 +58,19 @@ def trajectory(
     ((5, 5), (4, 2), True)
 
     Args:
-        run: A run, as `load_run` gives it; or checkpoints, a sequence of params in the order of training.
+        run: A run, as `load_run` gives it; or checkpoints, params in the order of training, which are read several
+            times, one at a time. These are one of:
+
+            - a sequence of pytrees. An iterator can be read only once and is refused.
+            - a pytree that `jax.lax.scan` has stacked: each leaf has one more leading axis. A list or tuple is a
+              sequence, unless it has the leaves of ``origin`` (or of ``directions``, if they are Directions) with that
+              axis.
+            - the path of a folder of orbax checkpoints, written by a `CheckpointManager` (its item ``params``,
+              ``state``, ``default`` or ``pytree``) or as folders of steps. Of a pytree with the entry ``params``
+              beside others, such as ``opt_state``, the params are read, unless the whole has the leaves of ``origin``.
+              They get the structure of ``origin``: pass ``origin=nnx.state(model)`` where ``loss_fn`` needs an NNX
+              state, which orbax gives as nested dicts.
+            - a function without arguments that makes an iterator of params.
         loss_fn: As in `surface`; None: the run's.
         data: As in `surface`; None: the run's train split.
         directions: As in `surface`, for another plane, e.g. random ones (figure 8); None: the first two of
@@ -86,9 +99,13 @@ def trajectory(
         ValueError: As in `pca_directions`, `project` and `surface`; ``points`` or ``margin`` is out of its range,
             there are not two directions and no grid, ``epochs`` has another length than there are checkpoints, or
             ``batch_stats`` is asked of bare checkpoints.
-        TypeError: ``loss_fn`` or ``data`` is missing beside bare checkpoints.
+        TypeError: ``loss_fn`` or ``data`` is missing beside bare checkpoints, or these are an iterator or none of the
+            above.
+        FileNotFoundError: There is no such folder of checkpoints.
+        ImportError: A folder of checkpoints needs orbax, which is not installed.
     """
-    path = _path(run, loss_fn, data, batch_stats, epochs, drops)
+    like = directions[0] if origin is None and isinstance(directions, Directions) else origin
+    path = _path(run, loss_fn, data, like, batch_stats, epochs, drops)
     counts = (points, points) if isinstance(points, int) else tuple(points)
     if len(counts) != 2 or min(counts) < 3:
         raise ValueError(f"points is {points!r}, expected at least 3, or two such numbers.")
@@ -131,6 +148,7 @@ def _path(
     run: Any,
     loss_fn: LossFn | None,
     data: Data | None,
+    like: Params | None,
     batch_stats: bool,
     epochs: Sequence[float] | None,
     drops: Iterable[float] | None,
@@ -152,7 +170,8 @@ def _path(
                 raise TypeError(f"{name} is missing: checkpoints alone have none; pass it, or a run of js.load_run.")
         if batch_stats:
             raise ValueError("batch_stats is True, but bare checkpoints have what they have; put the statistics there.")
-        path = _Path(run, run, loss_fn, data, epochs, drops or ())  # type: ignore[arg-type]
+        checkpoints = as_path(run, like, "run")
+        path = _Path(checkpoints, checkpoints, loss_fn, data, epochs, drops or ())  # type: ignore[arg-type]
     if path.epochs is not None and len(path.epochs) != len(path.checkpoints):
         raise ValueError(f"epochs has {len(path.epochs)} entries for {len(path.checkpoints)} checkpoints.")
     return path

@@ -9,17 +9,24 @@ import jaxscape as js
 
 ROOT = Path(js.__file__).parents[1]
 FLOORS = {
-    0: ("types", "trees", "data"),
+    0: ("types", "trees", "data", "leaf_names", "bias_norm", "filter_layouts"),
     1: ("normalize", "grid", "convolution", "provenance", "store", "krylov"),
     2: ("directions", "engine", "lanczos", "layout"),
     3: ("surface", "curvature", "trajectory"),
     4: ("plot", "cifar", "datasets", "torch_weights", "checkpoints", "runs", "cli"),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
-# On one floor: types know no arrays, a trajectory walks on a surface, the command line and runs use their neighbours.
+# On one floor: types know no arrays, layouts are read from names, a trajectory walks on a surface, the command line
+# and runs use their neighbours.
 BESIDE = {
     ("trees", "types"),
     ("data", "types"),
+    ("leaf_names", "types"),
+    ("bias_norm", "types"),
+    ("bias_norm", "leaf_names"),
+    ("filter_layouts", "types"),
+    ("filter_layouts", "leaf_names"),
+    ("filter_layouts", "bias_norm"),
     ("trajectory", "surface"),
     ("datasets", "cifar"),
     ("runs", "datasets"),

@@ -13,7 +13,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from jaxscape import checks, trees
 from jaxscape.checks import as_key
-from jaxscape.normalize import check_norm, filter_axes, is_ignored, rescale
+from jaxscape.normalize import check_norm, explanation, filters_of_leaves, reasons_to_ignore, rescale, warn_of_doubts
 from jaxscape.types import FilterAxis, Ignore, Norm, Params
 
 
@@ -106,8 +106,9 @@ class Directions:
             params: What the directions were made for.
 
         Returns:
-            One row per leaf: ``leaf`` (path), ``shape``, ``rule``, and for each direction i ``ratio_i``, the
-            norm of its leaf over the norm of the leaf of params (NaN where both are zero).
+            One row per leaf: ``leaf`` (path), ``shape``, ``rule`` (such as ``filter: 24 over axes 1, 2`` or
+            ``ignored: bias (by name)``, with what was ``assumed`` in parentheses), and for each direction i
+            ``ratio_i``, the norm of its leaf over the norm of the leaf of params (NaN where both are zero).
 
         Raises:
             ValueError: The leaves of params are not those of the directions.
@@ -160,18 +161,35 @@ def random_directions(
         params: Any pytree of floating arrays.
         num: How many directions.
         norm: ``"filter"``, ``"layer"``, ``"weight"``, ``"dfilter"``, ``"dlayer"`` or None.
-        ignore: Which leaves get a zero direction: ``"bias_norm"``, those of rank at most 1, that is biases and
-            normalization parameters (the paper's footnote 2); None, no leaf; or a predicate on (path, leaf).
-        filter_axis: Which axis indexes the filters of a leaf. None: the last (HWIO convolutions, (in, out) Dense
-            kernels). An int: that one (0 for PyTorch and Equinox). A function of (path, leaf): the axis or axes it
-            gives; None from it makes the whole leaf one filter. ``jax.tree_util.keystr(path)`` reads a path.
+        ignore: Which leaves get a zero direction: ``"bias_norm"``, biases and normalization parameters (the paper's
+            footnote 2), which are the leaves of rank at most 1 and those that `jaxscape.normalize` knows by name and
+            shape, such as Equinox's ``Conv.bias`` (C, 1, 1), Haiku's ``scale`` (1, 1, 1, C), biases of attention
+            (heads, dim), and both in layers stacked by a scan or a vmap; None, no leaf; or a predicate on
+            (path, leaf).
+        filter_axis: Which axis or axes index the filters of a leaf; a filter is one output neuron.
+
+            - None: the last axis (HWIO convolutions, (in, out) Dense kernels), except where names and shapes tell
+              more, as `jaxscape.normalize` lists: each head and layer apart where the bias of the module has an
+              axis for it, in rank-3 kernels of ``query``, ``key`` and ``value`` beside each other, in rank-3 kernels
+              of ``Dense`` or ``linear`` modules, and where all leaves around a stacked normalization have the layers'
+              axis; the rows of leaves ``embedding``.
+            - ``"flax"``, ``"equinox"``, ``"haiku"``, ``"keras"``, ``"huggingface"``: that library's layouts.
+              ``"equinox"`` is (out, in, ...); ``"huggingface"`` is flax's for ``kernel``, PyTorch's for ``weight``.
+            - An int: that axis of every leaf.
+            - A function of (path, leaf): the axis or axes it gives; None from it makes the whole leaf one filter.
+              ``jax.tree_util.keystr(path)`` reads a path.
 
     Returns:
-        Directions of length ``num``; leaves in the dtype of params, but at least float32.
+        Directions of length ``num``; leaves in the dtype of params, but at least float32. `Directions.explain` lists
+        the rule of each leaf, and what was assumed where neither names nor shapes settle it.
+
+    Warns:
+        UserWarning: A leaf is perturbed though it is named like a bias or a normalization parameter; or more than
+            half of the kernels look like (out, in) while the last axis is taken. Both name the leaves and the cure.
 
     Raises:
-        ValueError: ``num`` is not positive, ``norm`` or ``ignore`` is unknown, an axis is outside its leaf, or
-            params is empty.
+        ValueError: ``num`` is not positive, ``norm``, ``ignore`` or ``filter_axis`` is unknown, an axis is outside
+            its leaf, or params is empty.
         TypeError: A leaf of params is not floating, or ``key`` is no key.
     """
     params = checks.as_params(params)
@@ -179,16 +197,18 @@ def random_directions(
     if num < 1:
         raise ValueError(f"num is {num}, expected at least 1 direction.")
     keys = jax.vmap(functools.partial(jax.random.fold_in, as_key(key)))(jnp.arange(num))
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    basis, rules = [], []
-    for j, (path, leaf) in enumerate(leaves):
-        axes = filter_axes(path, leaf, filter_axis)
-        if is_ignored(path, leaf, ignore):
-            basis.append(jnp.zeros((num, *leaf.shape), trees.working_dtype(leaf)))
-            rules.append("ignored: zero")
-        else:
-            basis.append(_draw(keys, j, leaf, norm, axes))
-            rules.append(_rule(norm, leaf, axes))
+    leaves, treedef = jax.tree.flatten(params)
+    reasons, filters = reasons_to_ignore(params, ignore), filters_of_leaves(params, filter_axis)
+    warn_of_doubts(params, norm, ignore, filter_axis, reasons, filters)
+    basis = [
+        _draw(keys, j, leaf, norm, part.axes)
+        if reason is None
+        else jnp.zeros((num, *leaf.shape), trees.working_dtype(leaf))
+        for j, (leaf, reason, part) in enumerate(zip(leaves, reasons, filters, strict=True))
+    ]
+    rules = [
+        explanation(norm, leaf.shape, reason, part) for leaf, reason, part in zip(leaves, reasons, filters, strict=True)
+    ]
     recipe = {"directions": "random", "norm": norm, "ignore": _told(ignore), "filter_axis": _told(filter_axis)}
     recipe["direction_key"] = ",".join(map(str, jax.random.key_data(as_key(key)).ravel().tolist()))
     return Directions(jax.tree.unflatten(treedef, basis), tuple(rules), tuple((k, str(v)) for k, v in recipe.items()))
@@ -218,13 +238,6 @@ def _normal(key: PRNGKeyArray, size: int, dtype: Any) -> Array:
         return jax.lax.dynamic_update_slice(noise, drawn, (i * CHUNK,))  # the last start is moved to fit
 
     return jax.lax.fori_loop(0, -(-size // CHUNK), chunk, jnp.zeros(size, dtype))
-
-
-def _rule(norm: Norm | None, leaf: Array, axes: tuple[int, ...]) -> str:
-    if norm not in ("filter", "dfilter"):
-        return str(norm)
-    filters = int(np.prod([leaf.shape[a] for a in axes]))
-    return f"{norm}: {filters} over axis {', '.join(map(str, axes)) or 'none'}"
 
 
 def _told(option: Any) -> str:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxscape import trees
-from jaxscape.normalize import is_ignored
+from jaxscape.normalize import reasons_to_ignore
 from jaxscape.types import Ignore, Params
 
 
@@ -41,11 +41,10 @@ class Subspace(NamedTuple):
         Raises:
             ValueError: Every leaf is ignored, or ``ignore`` is unknown.
         """
-        leaves = jax.tree_util.tree_leaves_with_path(params)
-        free = tuple(not is_ignored(path, leaf, ignore) for path, leaf in leaves)
+        free = tuple(reason is None for reason in reasons_to_ignore(params, ignore))
         if not any(free):
             raise ValueError(f"ignore is {ignore!r}, which leaves no leaf of params; expected at least one.")
-        shapes, dtypes = zip(*((leaf.shape, leaf.dtype) for _, leaf in leaves), strict=True)
+        shapes, dtypes = zip(*((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)), strict=True)
         return cls(jax.tree.structure(params), shapes, dtypes, free)
 
     @property

@@ -16,7 +16,8 @@ KeyPath = tuple[Any, ...]
 
 Norm = Literal["filter", "layer", "weight", "dfilter", "dlayer"]
 Ignore = Literal["bias_norm"] | Callable[[KeyPath, Array], bool] | None
-FilterAxis = int | Callable[[KeyPath, Array], int | tuple[int, ...] | None] | None
+Library = Literal["flax", "equinox", "haiku", "keras", "huggingface"]
+FilterAxis = int | Library | Callable[[KeyPath, Array], int | tuple[int, ...] | None] | None
 
 
 class LossFn(Protocol):

@@ -59,8 +59,7 @@ def equinox_cnn():
         model = eqx.combine(params, static)
         return cross_entropy(jax.vmap(model)(batch[0].transpose(0, 3, 1, 2)), batch[1])
 
-    # Equinox biases of convolutions are (out, 1, 1): rank 3, so they are named.
-    return params, loss_fn, {"filter_axis": 0, "ignore": lambda path, leaf: path[-1].name == "bias"}
+    return params, loss_fn, {"filter_axis": "equinox"}
 
 
 def plain_dict():

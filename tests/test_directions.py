@@ -158,7 +158,7 @@ def test_dependent_directions_cannot_be_orthogonalized():
 def test_explain_tells_rule_and_ratio_of_each_leaf():
     table = js.random_directions(0, PARAMS).explain(PARAMS).set_index("leaf")
     assert table.loc["['conv']['kernel']", "rule"] == "filter: 6 over axis 3"
-    assert table.loc["['conv']['bias']", "rule"] == "ignored: zero"
+    assert table.loc["['conv']['bias']", "rule"] == "ignored: rank <= 1"
     np.testing.assert_allclose(table.loc["['dense']['kernel']", ["ratio_0", "ratio_1"]].astype(float), 1, rtol=1e-6)
     np.testing.assert_array_equal(table.loc["['norm']['scale']", ["ratio_0", "ratio_1"]].astype(float), 0)
 

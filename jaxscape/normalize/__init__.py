@@ -1,0 +1,16 @@
+"""Which leaves are perturbed, what a filter is in each, and how a direction is scaled to the weights (paper section 4).
+
+`_names` reads a leaf's path, `_bias_norm` knows biases and normalization parameters, `_layouts` the axes of filters in
+each library, `_rescale` the normalizations.
+"""
+
+from jaxscape.normalize._rescale import (
+    check_norm,
+    explanation,
+    filters_of_leaves,
+    reasons_to_ignore,
+    rescale,
+    warn_of_doubts,
+)
+
+__all__ = ["check_norm", "explanation", "filters_of_leaves", "reasons_to_ignore", "rescale", "warn_of_doubts"]

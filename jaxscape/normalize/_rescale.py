@@ -1,0 +1,221 @@
+"""Scaling a random direction to the weights it perturbs (paper section 4; appendix A.2)."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxscape import trees
+from jaxscape.normalize._bias_norm import is_named_like_ignored, read_leaves, reason_to_ignore
+from jaxscape.normalize._layouts import Filters, filters_of, looks_output_first
+from jaxscape.normalize._names import Leaf
+from jaxscape.types import FilterAxis, Ignore, KeyPath, Library, Norm, Params
+
+NORMS: tuple[str | None, ...] = (*get_args(Norm), None)
+LIBRARIES: tuple[str | None, ...] = (*get_args(Library), None)
+
+
+def check_norm(norm: Any) -> None:
+    """Refuse an unknown normalization.
+
+    Args:
+        norm: What the caller passed.
+
+    Raises:
+        ValueError: It is none of the known ones, which the message lists.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm is {norm!r}, expected one of {', '.join(map(repr, NORMS))}.")
+
+
+def reasons_to_ignore(params: Params, ignore: Ignore) -> list[str | None]:
+    """Which leaves get a zero direction, and why.
+
+    Args:
+        params: A pytree of floating arrays.
+        ignore: ``"bias_norm"``: biases and normalization parameters (the paper's footnote 2), that is leaves of rank
+            at most 1 and those that `jaxscape.normalize` knows by name and shape; None: no leaf; or a predicate on
+            (path, leaf).
+
+    Returns:
+        For each leaf, in order, the reason, or None if it is perturbed.
+
+    Raises:
+        ValueError: ``ignore`` is something else.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if ignore is None:
+        return [None] * len(leaves)
+    if callable(ignore):
+        return ["predicate" if ignore(path, leaf) else None for path, leaf in leaves]
+    if ignore == "bias_norm":
+        return [reason_to_ignore(leaf) for leaf in read_leaves(params)]
+    raise ValueError(f"ignore is {ignore!r}, expected 'bias_norm', None or a predicate on (path, leaf).")
+
+
+def filters_of_leaves(params: Params, filter_axis: FilterAxis) -> list[Filters]:
+    """The axes of each leaf that index its filters; the norm of a filter runs over all the other axes.
+
+    In a leaf of rank 1 each entry is a filter, unless a function says otherwise.
+
+    Args:
+        params: A pytree of floating arrays.
+        filter_axis: None: by name and shape, else the last axis; ``"flax"``, ``"equinox"``, ``"haiku"``, ``"keras"``
+            or ``"huggingface"``: by that library's names and layouts (`jaxscape.normalize`); an int: that axis of
+            every leaf; or a function of (path, leaf) that gives an axis, several axes, or None for a leaf that is one
+            single filter.
+
+    Returns:
+        For each leaf, in order, the axes and what was assumed to find them.
+
+    Raises:
+        ValueError: The library is unknown, or an axis is outside its leaf's rank; the message has the leaf's path.
+    """
+    if filter_axis is None or isinstance(filter_axis, str):
+        if filter_axis not in LIBRARIES:
+            known = ", ".join(map(repr, get_args(Library)))
+            raise ValueError(f"filter_axis is {filter_axis!r}, expected None, an int, a function or one of {known}.")
+        return [filters_of(leaf, filter_axis) for leaf in read_leaves(params)]
+    return [
+        Filters(_axes_as_given(path, leaf, filter_axis)) for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
+
+
+def _axes_as_given(path: KeyPath, leaf: Array, filter_axis: Any) -> tuple[int, ...]:
+    """Axes that an int or a function gives, in ``range(leaf.ndim)``, ascending."""
+    axis = filter_axis(path, leaf) if callable(filter_axis) else filter_axis
+    if axis is None:
+        return ()
+    if not callable(filter_axis) and leaf.ndim <= 1:
+        return tuple(range(leaf.ndim))
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    if not all(-leaf.ndim <= a < leaf.ndim for a in axes):
+        raise ValueError(
+            f"filter_axis {axis!r} is outside params{jax.tree_util.keystr(path)} of shape {leaf.shape}; expected "
+            f"axes in [{-leaf.ndim}, {leaf.ndim}). Pass a function of (path, leaf) for mixed layouts."
+        )
+    return tuple(sorted({a % leaf.ndim for a in axes}))
+
+
+def explanation(norm: Norm | None, shape: tuple[int, ...], reason: str | None, filters: Filters) -> str:
+    """What is done to a leaf, in words.
+
+    >>> explanation("filter", (8, 2, 4), None, Filters((1, 2)))
+    'filter: 8 over axes 1, 2'
+
+    Args:
+        norm: Which rule scales it.
+        shape: Of the leaf.
+        reason: Why it is ignored; None if it is perturbed.
+        filters: Its filters.
+
+    Returns:
+        One line.
+    """
+    if reason is not None:
+        return f"ignored: {reason}"
+    if norm not in ("filter", "dfilter"):
+        return str(norm)
+    axes = ", ".join(map(str, filters.axes)) or "none"
+    number = math.prod(shape[a] for a in filters.axes)
+    assumed = f" (assumed: {filters.assumption})" if filters.assumption else ""
+    return f"{norm}: {number} over {'axes' if len(filters.axes) > 1 else 'axis'} {axes}{assumed}"
+
+
+def warn_of_doubts(
+    params: Params,
+    norm: Norm | None,
+    ignore: Ignore,
+    filter_axis: FilterAxis,
+    reasons: Sequence[str | None],
+    filters: Sequence[Filters],
+) -> None:
+    """Warn of leaves whose names speak against what is done to them.
+
+    That is: with ``ignore="bias_norm"``, leaves that are perturbed though they are named like a bias or a
+    normalization parameter; and with filters along the last axis, kernels that seem to be (out, in), if they are more
+    than half of all.
+
+    Args:
+        params: A pytree of floating arrays.
+        norm: As the caller passed it.
+        ignore: As the caller passed it.
+        filter_axis: As the caller passed it.
+        reasons: What `reasons_to_ignore` gives for them.
+        filters: What `filters_of_leaves` gives for them.
+    """
+    rows = list(zip(trees.leaf_names(params), read_leaves(params), reasons, filters, strict=True))
+    perturbed = [(name, leaf, part) for name, leaf, reason, part in rows if reason is None and len(leaf.shape) > 1]
+    doubtful = [f"params{name} {leaf.shape}" for name, leaf, _ in perturbed if is_named_like_ignored(leaf)]
+    if ignore == "bias_norm" and doubtful:
+        warnings.warn(
+            f"ignore='bias_norm' perturbs {_first_few(doubtful)}, named like a bias or a normalization parameter, but "
+            "neither its module nor its shape settles it. Say which leaves are held by a predicate, for example "
+            "ignore=lambda path, leaf: leaf.ndim <= 1.",
+            UserWarning,
+            stacklevel=3,
+        )
+    turned = [f"params{name} {leaf.shape}" for name, leaf, part in perturbed if _is_turned(leaf, part)]
+    by_rule = filter_axis is None or isinstance(filter_axis, str)
+    if by_rule and norm in ("filter", "dfilter") and 2 * len(turned) > len(perturbed):
+        warnings.warn(
+            f"{len(turned)} of {len(perturbed)} kernels look like (out, in), as in Equinox and PyTorch, but "
+            f"filter_axis={filter_axis!r} takes the last axis for their filters: {_first_few(turned)}. Pass "
+            "filter_axis='equinox' (the first axis), or -1 if the last axis is right.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _is_turned(leaf: Leaf, filters: Filters) -> bool:
+    return looks_output_first(leaf) and len(leaf.shape) - 1 in filters.axes
+
+
+def _first_few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def rescale(
+    direction: Float[Array, "*shape"], weights: Float[Array, "*shape"], norm: Norm | None, axes: tuple[int, ...]
+) -> Float[Array, "*shape"]:
+    """Scale one leaf of a direction to one leaf of params.
+
+    With ``d`` the direction, ``w`` the weights and ``f`` a filter:
+
+    - ``"filter"``: ``d_f * ||w_f|| / ||d_f||`` (the paper's equation in section 4)
+    - ``"layer"``: ``d * ||w|| / ||d||`` (appendix A.2)
+    - ``"weight"``: ``d * w``, entry by entry
+    - ``"dfilter"``: ``d_f / ||d_f||``
+    - ``"dlayer"``: ``d / ||d||``
+    - None: ``d``
+
+    A filter of zero weights gets a zero direction under ``"filter"``.
+
+    Args:
+        direction: One leaf of the direction.
+        weights: Its counterpart in params.
+        norm: Which rule.
+        axes: The axes that index filters, in ``range(rank)``; each filter runs over all the others.
+
+    Returns:
+        The scaled leaf, in the direction's dtype.
+    """
+    if norm is None:
+        return direction
+    w = weights.astype(trees.working_dtype(weights))
+    if norm == "weight":
+        return (direction * w).astype(direction.dtype)
+    filter_axes = axes if norm in ("filter", "dfilter") else ()
+    reduced = tuple(a for a in range(direction.ndim) if a not in filter_axes)
+
+    def length(x: Array) -> Array:
+        return jnp.sqrt(jnp.sum(x * x, axis=reduced, keepdims=True))
+
+    target = length(w) if norm in ("filter", "layer") else 1.0
+    drawn = length(direction)
+    scale = jnp.where(drawn > 0, target / jnp.where(drawn > 0, drawn, 1.0), 0.0)
+    return (direction * scale).astype(direction.dtype)

@@ -13,6 +13,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from jaxscape import checks, trees
 from jaxscape.checks import as_key
+from jaxscape.meshes import outside_meshes
 from jaxscape.normalize import check_norm, explanation, filters_of_leaves, reasons_to_ignore, rescale, warn_of_doubts
 from jaxscape.types import FilterAxis, Ignore, Norm, Params
 
@@ -36,6 +37,7 @@ class Directions:
     recipe: tuple[tuple[str, str], ...] = field(default=(), metadata={"static": True})
 
     @classmethod
+    @outside_meshes
     def stack(cls, directions: Sequence[Any]) -> "Directions":
         """Join single directions (pytrees like params) and Directions into one.
 
@@ -64,6 +66,7 @@ class Directions:
     def __len__(self) -> int:
         return jax.tree.leaves(self.basis)[0].shape[0]
 
+    @outside_meshes
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return Directions(jax.tree.map(lambda x: x[index], self.basis), self.rules, self.recipe)
@@ -74,6 +77,7 @@ class Directions:
     def __iter__(self) -> Iterator[Params]:
         return (self[i] for i in range(len(self)))
 
+    @outside_meshes
     def orthogonalize(self) -> "Directions":
         """Gram-Schmidt: each direction keeps only what is orthogonal to those before it.
 
@@ -99,6 +103,7 @@ class Directions:
         basis = jax.tree.map(lambda *x: jnp.stack(x), *done)
         return Directions(basis, self.rules, (*self.recipe, ("orthogonalized", "Gram-Schmidt")))
 
+    @outside_meshes
     def explain(self, params: Params) -> pd.DataFrame:
         """Which leaf got which rule, and how long each direction is there against the weights.
 
@@ -133,6 +138,7 @@ def _kind(recipe: tuple[tuple[str, str], ...]) -> str:
     return ", ".join(f"{name}={value}" for name, value in recipe) or "given"
 
 
+@outside_meshes
 def random_directions(
     key: PRNGKeyArray | int,
     params: Params,
@@ -244,6 +250,7 @@ def _told(option: Any) -> str:
     return getattr(option, "__name__", "function") if callable(option) else str(option)
 
 
+@outside_meshes
 def direction_between(a: Params, b: Params) -> Params:
     """The direction from one minimizer to another, ``b - a``; coordinate 0 is a and 1 is b.
 

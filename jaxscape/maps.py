@@ -18,7 +18,8 @@ from jaxscape.curvature import Options, hessian_product, plane_columns, plane_cu
 from jaxscape.directions import Directions
 from jaxscape.grid import Grid
 from jaxscape.linalg import Matvec, check_options, krylov
-from jaxscape.objective import num_examples, outside_meshes, rows_of
+from jaxscape.meshes import outside_meshes
+from jaxscape.objective import num_examples, rows_of
 from jaxscape.subspace import Subspace
 from jaxscape.sweep import CHAIN, Store, device_groups, in_chains, on_grid, provenance, snake, to_dataset
 from jaxscape.types import Data, Ignore, LossFn, Params

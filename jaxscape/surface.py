@@ -15,7 +15,8 @@ from jaxscape import checks, engine
 from jaxscape.directions import Directions, direction_between
 from jaxscape.engine import Evaluation
 from jaxscape.grid import Grid
-from jaxscape.objective import Objective, as_batch_size, outside_meshes
+from jaxscape.meshes import outside_meshes
+from jaxscape.objective import Objective, as_batch_size
 from jaxscape.sweep import Store, in_blocks, on_grid, provenance, to_dataset
 from jaxscape.types import Data, LossFn, Params
 

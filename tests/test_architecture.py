@@ -10,7 +10,7 @@ import jaxscape as js
 ROOT = Path(js.__file__).parents[1]
 FLOORS = (
     ("types",),
-    ("trees", "grid"),
+    ("trees", "grid", "meshes"),
     ("checks", "convolution"),
     ("normalize",),
     ("directions", "subspace"),

@@ -12,7 +12,8 @@ from jaxscape import checks
 from jaxscape.curvature._forms import GaussNewtonSource, ModelFn, Source
 from jaxscape.curvature._product import Product
 from jaxscape.linalg import Operator
-from jaxscape.objective import DATA_AXIS, Objective, as_batch_size, outside_meshes, split_terms
+from jaxscape.meshes import outside_meshes
+from jaxscape.objective import DATA_AXIS, Objective, as_batch_size, split_terms
 from jaxscape.subspace import Subspace
 from jaxscape.types import Data, Ignore, LossFn, Params
 

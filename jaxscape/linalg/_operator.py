@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxscape import checks
 from jaxscape.linalg import _density, _eigen, _trace
 from jaxscape.linalg._krylov import Which
-from jaxscape.objective import outside_meshes
+from jaxscape.meshes import outside_meshes
 from jaxscape.subspace import Subspace
 from jaxscape.types import Params
 

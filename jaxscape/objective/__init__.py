@@ -3,7 +3,7 @@
 from jaxscape.objective._batches import as_batch_size, even_size, num_examples, rows_of, stack_batches
 from jaxscape.objective._devices import DATA_AXIS, agree, default_mesh, fetch, place, use_all_cores
 from jaxscape.objective._objective import WEIGHT, Objective, Term, split_terms
-from jaxscape.objective._trace import PRECISIONS, Computation, Traced, abstract, is_traced, outside_meshes, trace
+from jaxscape.objective._trace import PRECISIONS, Computation, Traced, abstract, is_traced, trace
 
 __all__ = [
     "DATA_AXIS",
@@ -21,7 +21,6 @@ __all__ = [
     "fetch",
     "is_traced",
     "num_examples",
-    "outside_meshes",
     "place",
     "rows_of",
     "split_terms",

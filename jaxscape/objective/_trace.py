@@ -5,31 +5,23 @@ equal to an earlier one finds the program that was compiled for that. What a use
 own rules: it stays as it was at its first call.
 """
 
-import contextlib
-import contextvars
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import AxisType
 from jaxtyping import Array
 
 from jaxscape.convolution import evaluate
+from jaxscape.meshes import users_mesh
 from jaxscape.objective._jaxpr import Identity, array_digest, hoist, identify
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 PRECISIONS = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": None}
 """The values of ``compute_dtype``, and the precision of matrix products that JAX has for each."""
-
-_NO_MESH = AbstractMesh((), ())
-_users_mesh: contextvars.ContextVar[AbstractMesh] = contextvars.ContextVar("users_mesh", default=_NO_MESH)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +87,7 @@ def trace(function: Callable[..., Any], *args: Any, compute_dtype: str | None = 
         The computation and the arrays that the function closes over.
     """
     in_precision, shapes = with_precision(function, compute_dtype), [abstract(arg) for arg in args]
-    mesh = _users_mesh.get()
+    mesh = users_mesh()
     try:
         closed, out = _make_jaxpr(in_precision, shapes)
     except Exception:  # noqa: BLE001  # of whatever kind: the function may need the mesh
@@ -140,42 +132,3 @@ def with_precision(function: Callable[..., Any], compute_dtype: str | None) -> C
             return function(*args)
 
     return in_precision
-
-
-def outside_meshes(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a public function outside of the ambient mesh (`jax.set_mesh`): its programs have meshes of their own.
-
-    Args:
-        function: Any function. A function of the user that it traces may still use the ambient mesh.
-
-    Returns:
-        The function.
-    """
-
-    @functools.wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _without_mesh():
-            return function(*args, **kwargs)
-
-    return wrapped
-
-
-@contextlib.contextmanager
-def _without_mesh() -> Iterator[None]:
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        yield
-        return
-    token = _users_mesh.set(mesh)
-    try:
-        with _no_mesh():
-            yield
-    finally:
-        _users_mesh.reset(token)
-
-
-def _no_mesh() -> Any:
-    try:
-        return jax.set_mesh(Mesh(np.empty((), object), ()))
-    except ValueError:  # inside jax.jit, where only the abstract mesh can be set
-        return jax.sharding.use_abstract_mesh(_NO_MESH)

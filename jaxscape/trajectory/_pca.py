@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from jaxscape import checks, trees
 from jaxscape.directions import Directions
-from jaxscape.objective import outside_meshes
+from jaxscape.meshes import outside_meshes
 from jaxscape.subspace import Subspace
 from jaxscape.trajectory._checkpoints import as_checkpoints
 from jaxscape.trajectory._rows import Rows

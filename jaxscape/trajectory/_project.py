@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from jaxscape import checks, trees
 from jaxscape.directions import Directions, as_directions
-from jaxscape.objective import outside_meshes
+from jaxscape.meshes import outside_meshes
 from jaxscape.trajectory._checkpoints import as_checkpoints
 from jaxscape.trajectory._pca import checkpoint_bar
 from jaxscape.types import Params

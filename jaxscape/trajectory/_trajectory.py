@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from jaxscape import checks, engine, trees
 from jaxscape.directions import Directions, as_directions
 from jaxscape.grid import Grid
-from jaxscape.objective import DATA_AXIS, Objective, outside_meshes
+from jaxscape.meshes import outside_meshes
+from jaxscape.objective import DATA_AXIS, Objective
 from jaxscape.surface import surface
 from jaxscape.trajectory._checkpoints import as_path
 from jaxscape.trajectory._pca import Center, pca_directions

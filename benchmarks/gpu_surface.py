@@ -17,6 +17,7 @@ import jaxscape as js
 from benchmarks import problems
 from benchmarks.exact import seconds
 from jaxscape.engine import Load, Program
+from jaxscape.objective import Objective
 
 DTYPES = ("float32", "tensorfloat32", "bfloat16")
 
@@ -44,7 +45,8 @@ def main() -> None:
                 print("no time left for further loads")
                 break
             try:
-                program = Program(loss, params, directions.basis, tuple(data), load, compute_dtype=dtype)
+                objective = Objective.of(loss, params, tuple(data), compute_dtype=dtype, check=False)
+                program = Program(objective.terms[0], params, directions.basis, load)
                 last = min(program.local_batches, max(1, 20_000 // load.batch_size))
                 point = np.zeros((load.points_per_step * jax.device_count(), 2))
                 compiled = seconds(lambda p=program, x=point, n=last: p.summaries(x, n)())[0]

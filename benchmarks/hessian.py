@@ -19,13 +19,14 @@ import numpy as np
 import scipy.sparse.linalg
 import torch
 from jax.flatten_util import ravel_pytree
-from jaxscape.curvature._hvp import operator
 from torch.nn import functional as F  # noqa: N812
 
 import jaxscape as js
 from benchmarks import cases, problems, torch_loop
 from benchmarks.exact import seconds
 from jaxscape import trees
+from jaxscape.curvature import Options, hessian_product
+from jaxscape.curvature._operators import one_mesh
 
 CASES = ("resnet20-8", "resnet20-32", "map")
 
@@ -61,7 +62,7 @@ def products(size: str, turns: int, budget: float) -> dict[str, Any]:
     v = jax.random.normal(jax.random.key(0), flat.shape)
     programs: dict[str, Callable[[], Any]] = {}
     for name, keep in (("ours", None), ("not linearized", False)):
-        product = operator(params, loss_fn, data, batch_size="auto", mesh=None, ignore=None, linearize=keep)[1]
+        product = hessian_product(loss_fn, params, data, Options(), one_mesh(None), linearize=keep)[1]
         matvec = product.at(params)
         programs[name] = lambda m=matvec: jax.block_until_ready(m(v))
     first = seconds(programs["ours"])[0]
@@ -106,8 +107,8 @@ def scipy_map(
     run: Any, directions: js.Directions, grid: js.Grid, data: Any, tol: float
 ) -> tuple[np.ndarray, int, float]:
     """Both ends at every point; products made, and the largest relative residual."""
-    params, product = operator(run.params, run.loss_fn, data, batch_size="auto", mesh=None, ignore=None)
-    displace, size = jax.jit(trees.displace), product.layout.size
+    params, product = hessian_product(run.loss_fn, run.params, data, Options(), one_mesh(None))
+    displace, size = jax.jit(trees.displace), product.subspace.size
     values, count, worst = [], 0, 0.0
     rng = np.random.default_rng(0)
     for coords in grid.points():

@@ -9,7 +9,7 @@ import jaxscape as js
 
 ROOT = Path(js.__file__).parents[1]
 FLOORS = {
-    0: ("types", "trees", "data"),
+    0: ("types", "trees", "data", "ritz"),
     1: ("normalize", "grid", "convolution", "provenance", "store", "krylov"),
     2: ("directions", "engine", "lanczos", "layout"),
     3: ("surface", "curvature", "trajectory"),

@@ -136,9 +136,9 @@ def test_several_pairs_against_scipy(which):
 def test_the_basis_is_orthonormal_and_the_recurrence_holds():
     a = matrix(np.geomspace(1e-3, 1e3, 80)).astype(jnp.float32)
     m, num = 30, 2
-    space = krylov._empty(jnp.zeros(len(a), a.dtype).at[0].set(1), jax.random.key(0), m)
+    space = krylov._empty(jnp.zeros(len(a), a.dtype).at[0].set(1), jax.random.key(0), m, m + 12)
     for steps in range(1, m + 12):  # it restarts after 30
-        space = krylov._extend(space, a @ space.vector, num=num, which="BE", tol=1e-7)
+        space = krylov._extend(space, a @ space.vector)
         space = krylov._restart(space, num=num, which="BE") if space.size == m else space
         size = int(space.size)
         basis = np.vstack([np.asarray(space.basis)[:size], space.vector])  # no program for each size

@@ -11,9 +11,10 @@ from tqdm.auto import tqdm
 from jaxscape.curvature._hvp import operator
 from jaxscape.curvature._product import Matvec
 from jaxscape.directions import Directions, as_key
-from jaxscape.krylov import Pairs, Which, check_options, krylov
+from jaxscape.krylov import Pairs, check_options, krylov
 from jaxscape.lanczos import Extremes
 from jaxscape.layout import Layout
+from jaxscape.ritz import Which
 from jaxscape.types import Data, Ignore, LossFn, Params
 
 
@@ -24,7 +25,9 @@ class Eigenpairs(NamedTuple):
         eigenvalues: Shape ``(k,)``, in the order that was asked for.
         eigenvectors: Directions of norm 1 in parameter space, one for each eigenvalue.
         residuals: ``norm(H v - lambda v)``, measured, shape ``(k,)``; an eigenvalue is no farther away than this.
-        converged: Whether each residual is within the tolerance, shape ``(k,)``.
+        converged: Whether each residual is within the tolerance and, with a probability of at least 99 % for each
+            eigenvalue that should come before it, whatever the spectrum, none of them is missing but copies, within the
+            tolerance, of those reported. Shape ``(k,)``.
         num_matvecs: Products with the Hessian.
     """
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax.sharding import Mesh
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from jaxscape import checks, trees
 from jaxscape.curvature import Options, hessian_product, plane_columns, plane_curvatures
@@ -21,7 +20,7 @@ from jaxscape.linalg import Matvec, check_options, krylov
 from jaxscape.meshes import outside_meshes
 from jaxscape.objective import num_examples, rows_of
 from jaxscape.subspace import Subspace
-from jaxscape.sweep import CHAIN, Store, device_groups, in_chains, on_grid, provenance, snake, to_dataset
+from jaxscape.sweep import SHARE, Store, device_groups, in_shares, on_grid, provenance, to_dataset
 from jaxscape.types import Data, Ignore, LossFn, Params
 
 _ENDS: dict[str, Any] = dict.fromkeys(("min_eigenvalue", "max_eigenvalue", "ratio"), float)
@@ -37,8 +36,8 @@ _LONG_NAMES = {
     "plane_hessian": "second derivatives of the loss in the coordinates",
 }
 
-AtPoint = Callable[[Subspace, Matvec, Directions, int, list[Array]], dict[str, Any]]
-"""The values at a point, of its product and its number; the list takes what the next point may start from."""
+AtPoint = Callable[[Subspace, Matvec, Directions, int], dict[str, Any]]
+"""The values at a point, of its product and its number."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +78,11 @@ def eigenvalue_map(
     """The smallest and the largest eigenvalue of the full Hessian at every point of a grid (paper section 6, figure 7).
 
     A picture may look convex where the Hessian is not: ``ratio``, ``abs(min / max)``, near 0 says that the negative
-    curvatures are small beside the positive. Both ends come from one Krylov space at each point, which starts from the
-    eigenvectors of a neighbour. Beside them stands what the plane shows: the curvatures within it.
+    curvatures are small beside the positive. Both ends come from one Krylov space at each point, which starts from
+    noise: neighbours' eigenvectors would make it no faster, since they do not tell that no end is missing. Beside them
+    stands what the plane shows: the curvatures within it.
 
+    >>> import jax.numpy as jnp
     >>> def loss(p, x):
     ...     return x * (2 * p["a"] ** 2 - p["b"] ** 2)
     >>> grid = Grid.plane((-1, 1, 2), (-1, 1, 3))
@@ -99,7 +100,8 @@ def eigenvalue_map(
             as many as the grid has axes (two without a grid).
         grid: Coordinates in units of the directions; None: 51x51 points over [-1, 1] for two directions, 401 for one.
         key: A JAX random key, or an integer seed, of the first vectors.
-        tol: An end is converged when its residual ``norm(H v - lambda v)`` is at most ``tol * abs(lambda)``.
+        tol: An end is converged when its residual ``norm(H v - lambda v)`` is at most ``tol * abs(lambda)`` and, with a
+            probability of at least 99 % whatever the spectrum, no eigenvalue lies beyond it by more than that.
         max_matvecs: Products at each point, at most; at least 3.
         max_basis: Vectors in memory at most, at least 6.
         subset: So many examples of the data (of each term), drawn with ``seed``, stand for all of them; None: all.
@@ -132,16 +134,14 @@ def eigenvalue_map(
     options: dict[str, Any] = {"tol": tol, "max_matvecs": max_matvecs, "max_basis": max_basis}
     point_keys = _point_keys(checks.as_key(key))
 
-    def at_point(
-        subspace: Subspace, matvec: Matvec, directions: Directions, point: int, carry: list[Array]
-    ) -> dict[str, Any]:
+    def at_point(subspace: Subspace, matvec: Matvec, directions: Directions, point: int) -> dict[str, Any]:
         first, later = point_keys(point)
-        pairs = krylov(matvec, _first_vector(subspace, first, carry), later, num=2, which="BE", **options)
+        noise = jax.random.normal(first, (subspace.size,), subspace.dtype)
+        pairs = krylov(matvec, noise, later, num=2, which="BE", **options)
         (low, high), (low_residual, high_residual) = np.asarray(pairs.values), np.asarray(pairs.residuals)
         with np.errstate(all="ignore"):
             ratio = np.abs(np.float64(low) / np.float64(high))
-        if np.isfinite([low, high]).all():
-            carry.append(_sum(pairs.vectors))
+
         ends = {
             "min_eigenvalue": low,
             "max_eigenvalue": high,
@@ -186,6 +186,7 @@ def plane_hessian(
     components of the direction (paper section 6): a plane can hide the extremes, never exceed them. For a random
     direction of length 1 the expected curvature is ``tr(H) / n``.
 
+    >>> import jax.numpy as jnp
     >>> grid = Grid.plane((-1, 1, 2), (-1, 1, 2))
     >>> params = jnp.zeros((2, 2))
     >>> ds = plane_hessian(params, lambda p, x: x * (p[0, 0] ** 2 - 3 * p[1, 1] ** 2), jnp.ones(3),
@@ -222,10 +223,8 @@ def plane_hessian(
         TypeError: A leaf of params is not floating.
     """
 
-    def at_point(
-        subspace: Subspace, matvec: Matvec, directions: Directions, point: int, carry: list[Array]
-    ) -> dict[str, Any]:
-        del point, carry  # nothing is drawn at random, and nothing starts from a neighbour
+    def at_point(subspace: Subspace, matvec: Matvec, directions: Directions, point: int) -> dict[str, Any]:
+        del point  # nothing is drawn at random
         return plane_curvatures(subspace, matvec, directions)
 
     plane = _Plane(directions, grid, subset, Options(batch_size, None, check), mesh, store, seed, progress)
@@ -258,30 +257,29 @@ def _map(
     data = _subset(data, plane.subset, plane.seed, several=isinstance(loss_fn, Mapping))
     groups = device_groups(plane.mesh)
     params, product = hessian_product(loss_fn, params, data, plane.products, groups[0])
-    order = snake(grid.shape)
-    coords = grid.points()[order]
+    coords = grid.points()
     attrs = provenance(product.objective, params, directions.basis)
     ignore = str(plane.products.ignore)
     kinds = {**kinds, **plane_columns(len(directions))}
-    columns: dict[str, np.ndarray] = {name: np.zeros(len(order), kind) for name, kind in kinds.items()}
+    columns: dict[str, np.ndarray] = {name: np.zeros(len(coords), kind) for name, kind in kinds.items()}
     store = None
     if plane.store is not None:
         axes = [list(axis) for axis in grid.axes]
         identity = {**recipe, "fingerprint": attrs["fingerprint"], "ignore": ignore, "axes": axes}
-        store = Store(plane.store, identity, len(order), CHAIN, columns)
+        store = Store(plane.store, identity, len(coords), SHARE, columns)
 
-    def begin_group(group: Mesh) -> Callable[[int, list[Array]], dict[str, Any]]:
+    def begin_group(group: Mesh) -> Callable[[int], dict[str, Any]]:
         local = product.on(group)
         origin, basis = jax.device_put((params, directions.basis), group.local_devices[0])
 
-        def visit(i: int, carry: list[Array]) -> dict[str, Any]:
+        def visit(i: int) -> dict[str, Any]:
             matvec = local.at(_displace(origin, basis, coords[i]))
-            return at_point(local.subspace, matvec, Directions(basis), i, carry)
+            return at_point(local.subspace, matvec, Directions(basis), i)
 
         return visit
 
-    columns = in_chains(begin_group, columns, groups, store, plane.progress)
-    result = to_dataset(columns, grid, order=order, long_names=_LONG_NAMES)
+    columns = in_shares(begin_group, columns, groups, store, plane.progress)
+    result = to_dataset(columns, grid, _LONG_NAMES)
     result.attrs |= {
         **dict(directions.recipe),
         **{name: value for name, value in recipe.items() if name != "key"},
@@ -319,20 +317,3 @@ def _check_subset(subset: int, examples: int) -> None:
 def _point_keys(key: PRNGKeyArray) -> Callable[[int], PRNGKeyArray]:
     """Two keys for each point, the same on any number of devices."""
     return lambda point: jax.random.split(jax.random.fold_in(key, point), 2)
-
-
-def _first_vector(subspace: Subspace, key: PRNGKeyArray, carry: list[Array]) -> Array:
-    """The first vector of a point, from its neighbour's if there is one, which is taken out: a basis needs the room."""
-    noise = jax.random.normal(key, (subspace.size,), subspace.dtype)
-    return _warm(carry.pop(), noise) if carry else noise
-
-
-@jax.jit
-def _warm(start: Array, noise: Array) -> Array:
-    """A neighbour's eigenvectors, and a tenth of noise so that no eigenvector can be missing."""
-    return start + 0.1 * jnp.linalg.norm(start) / jnp.linalg.norm(noise) * noise
-
-
-@jax.jit
-def _sum(vectors: Array) -> Array:
-    return vectors.sum(0)

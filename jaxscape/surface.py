@@ -225,7 +225,7 @@ def _dataset(evaluation: Evaluation, grid: Grid, center: int) -> xr.Dataset:
             columns[f"{name}_stderr"] = estimate.stderr[:num]
             long_names[f"{name}_stderr"] = f"standard error of the mean {name}"
     columns["num_examples"] = evaluation.num_examples[:num]
-    result = to_dataset(columns, grid, long_names=long_names)
+    result = to_dataset(columns, grid, long_names)
     loss = evaluation.metrics["loss"].mean
     result.attrs["center_loss"] = float(loss[center])
     result.attrs["nonfinite_points"] = int((~np.isfinite(loss[:num])).sum())

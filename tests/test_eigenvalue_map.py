@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 import jaxscape as js
 from jaxscape import trees
-from jaxscape.sweep import Store, _chains
+from jaxscape.sweep import Store
 from tests.problems import classification_data, cross_entropy, launch, mlp_apply, mlp_params
 
 PARAMS, DATA = mlp_params(), classification_data()
@@ -102,21 +102,31 @@ def test_params_that_are_tied_to_a_device(whole):
     xr.testing.assert_identical(found.drop_attrs(), whole.drop_attrs())
 
 
-def test_a_neighbours_vectors_save_products(monkeypatch):
-    grid = js.Grid((np.linspace(0, 0.1, 8),))
-    one = {"directions": directions()[:1], "grid": grid, "tol": 1e-2}
-    warm = mapped(**one)
-    monkeypatch.setattr(_chains, "CHAIN", 1)
-    cold = mapped(**one)
-    assert warm.num_matvecs[1:].sum() < 0.9 * cold.num_matvecs[1:].sum()
-    np.testing.assert_allclose(warm.max_eigenvalue, cold.max_eigenvalue, rtol=2e-2)
+def test_extremes_that_cross_along_the_way():
+    """Eigenvectors that stay where they are while others pass them: at each point those of the ends are reported."""
+    middle = np.random.default_rng(0).uniform(-0.1, 0.9, 2000)
+
+    def spectrum(s):
+        return jnp.asarray(middle).at[:4].set(jnp.array([1, 0.9 + 0.6 * s, -0.3, -0.2 - 0.65 * s]))
+
+    def loss(params, x):
+        return 0.5 * x * (spectrum(params["s"][0, 0]) * params["w"][0] ** 2).sum()
+
+    params = {"s": jnp.zeros((1, 1)), "w": jnp.zeros((1, len(middle)))}
+    along = {"s": jnp.ones((1, 1)), "w": jnp.zeros((1, len(middle)))}
+    grid = js.Grid.line(0, 1, 4)
+    options = {"directions": [along], "grid": grid, "ignore": lambda path, leaf: leaf.size == 1, "progress": False}
+    found = js.eigenvalue_map(params, loss, jnp.ones(2), **options)
+    assert found.converged.all()
+    for i, s in enumerate(grid.axes[0]):
+        ends = np.sort(spectrum(s))[[0, -1]]
+        np.testing.assert_allclose([found.min_eigenvalue[i], found.max_eigenvalue[i]], ends, rtol=1e-2)
 
 
-def test_chains_go_from_neighbour_to_neighbour():
-    for shape in ((3, 4), (2, 3, 2), (5,), (1, 1)):
-        path = np.stack(np.unravel_index(_chains.snake(shape), shape), axis=1)
-        assert len(np.unique(path, axis=0)) == len(path) == np.prod(shape)
-        assert (np.abs(np.diff(path, axis=0)).sum(1) == 1).all()
+def test_points_do_not_depend_on_their_neighbours(whole):
+    one = mapped(grid=js.Grid((GRID.axes[0][:1], GRID.axes[1][:1])))
+    for name in ("min_eigenvalue", "max_eigenvalue"):
+        np.testing.assert_allclose(one[name][0, 0], whole[name][0, 0], rtol=1e-8)
 
 
 def test_a_subset_is_seeded_and_told():

@@ -8,6 +8,7 @@ import scipy.sparse.linalg
 from jax.flatten_util import ravel_pytree
 
 from jaxscape.linalg import _krylov as krylov
+from jaxscape.linalg import _ritz as ritz
 from jaxscape.linalg import lanczos
 
 NEAR = np.linspace(0, 1e-3, 10)
@@ -136,9 +137,9 @@ def test_several_pairs_against_scipy(which):
 def test_the_basis_is_orthonormal_and_the_recurrence_holds():
     a = matrix(np.geomspace(1e-3, 1e3, 80)).astype(jnp.float32)
     m, num = 30, 2
-    space = krylov._empty(jnp.zeros(len(a), a.dtype).at[0].set(1), jax.random.key(0), m)
+    space = krylov._empty(jnp.zeros(len(a), a.dtype).at[0].set(1), jax.random.key(0), m, m + 12)
     for steps in range(1, m + 12):  # it restarts after 30
-        space = krylov._extend(space, a @ space.vector, num=num, which="BE", tol=1e-7)
+        space = krylov._extend(space, a @ space.vector)
         space = krylov._restart(space, num=num, which="BE") if space.size == m else space
         size = int(space.size)
         basis = np.vstack([np.asarray(space.basis)[:size], space.vector])  # no program for each size
@@ -152,15 +153,116 @@ def test_the_basis_is_orthonormal_and_the_recurrence_holds():
     assert size < m
 
 
-def test_a_start_near_an_end_saves_products_and_misses_nothing():
+def crossing(seed, gap, n=1000):
+    """A diagonal operator, and the eigenvectors of two eigenvalues that others have passed by shares of themselves."""
+    rng = np.random.default_rng(seed)
+    bulk = [rng.uniform(-0.5, 1, n), rng.normal(0, 0.3, n), rng.normal(0, 0.2, n) * rng.exponential(1, n)][seed % 3]
+    low, high = np.array([bulk.min(), bulk.max()]) * rng.uniform(1, 4, 2)
+    bulk[:4] = low, high, low * (1 + gap[0]), high * (1 + gap[1])
+    return jnp.asarray(bulk), jnp.zeros(n).at[:2].set(1)
+
+
+@jax.jit
+def diagonal(spectrum, vector):
+    return spectrum * vector
+
+
+def ends_of(spectrum, seed, tol, start=None):
+    options = {"key": jax.random.key(seed), "tol": tol, "max_matvecs": 200}
+    return lanczos(lambda v: diagonal(spectrum, v), spectrum, start=start, **options)
+
+
+def missed(spectrum, found, tol):
+    """How many ends are called converged where an eigenvalue lies farther out than the tolerance."""
+    true = np.array([spectrum.min(), spectrum.max()])
+    apart = np.abs(np.array([found.min_eigenvalue, found.max_eigenvalue]) - true)
+    return int(found.converged) * int((apart > tol * np.abs(true)).sum())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_eigenvectors_that_are_no_longer_those_of_the_ends(seed):
+    spectrum, start = crossing(seed, (0.5, 0.3))
+    warm, cold = (ends_of(spectrum, seed, 1e-2, s) for s in (start, None))
+    assert warm.converged
+    assert missed(spectrum, warm, 1e-2) == 0
+    np.testing.assert_allclose(warm.min_eigenvalue, cold.min_eigenvalue, rtol=1e-2)  # a start changes no answer
+    np.testing.assert_allclose(warm.max_eigenvalue, cold.max_eigenvalue, rtol=1e-2)
+    assert warm.num_matvecs < 1.25 * cold.num_matvecs
+
+
+@pytest.mark.slow
+def test_200_random_crossings():
+    rng = np.random.default_rng(0)
+    wrong = converged = 0
+    for seed in range(200):
+        spectrum, start = crossing(seed, np.exp(rng.uniform(np.log(0.02), 0, 2)))
+        found = ends_of(spectrum.astype(jnp.float32), seed, 1e-2, start.astype(jnp.float32))
+        wrong, converged = wrong + missed(spectrum, found, 1e-2), converged + int(found.converged)
+    assert wrong == 0
+    assert converged == 200
+
+
+@pytest.mark.slow
+def test_the_risk_is_as_small_as_it_is_said_to_be():
+    """The hardest case: the missing eigenvalue is hardly farther out than the tolerance, and hidden from the start."""
+    num, tol = 300, 1e-2
+    wrong = 0
+    for seed in range(num):
+        spectrum, start = crossing(seed, (1.2 * tol, 1.2 * tol))
+        wrong += missed(spectrum, ends_of(spectrum, seed, tol, start), tol)
+    assert wrong <= 2 * num * ritz.RISK + 3 * (2 * num * ritz.RISK) ** 0.5
+
+
+def test_starts_from_the_middle_miss_nothing():
     spectrum = SPECTRA["positive definite"]
-    a, cold = both_ends(spectrum, tol=1e-4)
-    _, warm = both_ends(spectrum, tol=1e-4, start=cold.min_eigenvector + cold.max_eigenvector)
-    assert warm.num_matvecs < cold.num_matvecs
-    deficient = jnp.linalg.eigh(a)[1][:, 25]  # an eigenvector from the middle: the others are not in its space
-    _, found = both_ends(spectrum, start=deficient)
-    assert found.converged
-    np.testing.assert_allclose([found.min_eigenvalue, found.max_eigenvalue], [1, 10], rtol=1e-8)
+    deficient = jnp.linalg.eigh(matrix(spectrum))[1][:, 25]  # of a space in which the other eigenvectors are not
+    for start in (deficient, jnp.zeros(len(spectrum))):
+        _, found = both_ends(spectrum, start=start)
+        assert found.converged
+        np.testing.assert_allclose([found.min_eigenvalue, found.max_eigenvalue], [1, 10], rtol=1e-8)
+
+
+def test_a_start_makes_residuals_small_sooner():
+    spectrum = np.concatenate([[-3.0], np.random.default_rng(0).uniform(-2, 4, 300), [5.0]])
+    _, cold = both_ends(spectrum)
+    _, early = both_ends(spectrum, max_matvecs=10)
+    _, warm = both_ends(spectrum, max_matvecs=10, start=cold.min_eigenvector + cold.max_eigenvector)
+    assert not warm.converged
+    assert warm.min_residual < early.min_residual
+    assert warm.max_residual < early.max_residual
+    assert warm.max_eigenvalue > 4.99 > early.max_eigenvalue
+
+
+@pytest.mark.parametrize("which", ["BE", "LA", "SA", "LM"])
+def test_none_of_several_pairs_is_missed(which):
+    spectrum = jnp.asarray(np.concatenate([np.random.default_rng(0).uniform(-1, 1, 500), [3, 4, 5, -4.5, -3.5, -2.5]]))
+    best = {"BE": [-4.5, 5, -3.5, 4], "LA": [5, 4, 3], "SA": [-4.5, -3.5, -2.5], "LM": [5, -4.5, 4, -3.5]}[which]
+    start = jnp.zeros(len(spectrum)).at[jnp.array([0, 1, 501, 504])].set(1)  # holds 4, -3.5 and none of the others
+    options = {"num": len(best), "which": which, "max_matvecs": 200, "tol": 1e-3, "max_basis": 20}
+    noise = jax.random.normal(jax.random.key(1), spectrum.shape, spectrum.dtype)
+    found = krylov.krylov(lambda v: diagonal(spectrum, v), noise, jax.random.key(0), start=start, **options)
+    assert found.converged.all()
+    np.testing.assert_allclose(found.values, best, rtol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [3, 9, 25])
+def test_the_growth_is_that_of_every_eigenvector(steps):
+    """The norm of an eigenvector's coordinates in the space and its next vector, over that in the first vector."""
+    spectrum = np.concatenate([[-4.0, -3.9], np.random.default_rng(0).uniform(-1, 2, 100), [2.5, 3.0]])
+    spectrum = jnp.asarray(spectrum)
+    first = jax.random.normal(jax.random.key(0), spectrum.shape)
+    first = first / jnp.linalg.norm(first)
+    space = krylov._empty(jnp.array(first), jax.random.key(0), 10, steps)
+    for _ in range(steps):  # it restarts after 10
+        space = krylov._restart(space, num=2, which="BE") if space.size == 10 else space
+        space = krylov._extend(space, spectrum * space.vector)
+    rows = np.vstack([np.asarray(space.basis)[: int(space.size)], space.vector])
+    expected = np.log(np.linalg.norm(rows, axis=0) / np.abs(first))
+    pairs = ritz.ritz_pairs(space, 2, "BE")
+    found = ritz.log_growth(space, pairs, spectrum)
+    apart = np.abs(np.asarray(spectrum)[:, None] - pairs.values[: int(space.size)]).min(1) > 1e-4
+    assert apart.sum() >= 100  # a Ritz value that is an eigenvalue to rounding leaves no digit of the difference
+    np.testing.assert_allclose(found[apart], expected[apart], atol=1e-7)
 
 
 def test_the_key_decides():

@@ -55,8 +55,8 @@ def extreme_eigenvalues(
             the batch, or a dict of such functions, as in `hvp`.
         data: Arrays with a common leading example axis; None for a loss without data.
         key: A JAX random key, or an integer seed, of the first vector.
-        tol: An end is converged when its residual ``norm(H v - lambda v)`` is at most ``tol * abs(lambda)``; one that
-            rounding cannot tell from 0, when the residual is as small.
+        tol: An end is converged when its residual ``norm(H v - lambda v)`` is at most ``tol * abs(lambda)`` and, with a
+            probability of at least 99 % whatever the spectrum, no eigenvalue lies beyond it by more than that.
         max_matvecs: Products at most, at least 3.
         max_basis: Vectors in memory at most, at least 6.
         batch_size: Examples of each device at a time, at most; ``"auto"``: as many as a CPU's cache holds the linear
@@ -119,7 +119,8 @@ def top_eigenpairs(
         which: The largest (``"LA"``), the smallest (``"SA"``), the largest in magnitude (``"LM"``), or in turn
             from both ends, beginning with the smallest (``"BE"``).
         key: A JAX random key, or an integer seed, of the first vector.
-        tol: A pair is converged when its residual ``norm(H v - lambda v)`` is at most ``tol * abs(lambda)``.
+        tol: A pair is converged when its residual ``norm(H v - lambda v)`` is at most ``tol * abs(lambda)`` and, with a
+            probability of at least 99 % for each, none that should come before it is missing.
         max_matvecs: Products at most; None: 100, or 20 for each pair if that is more.
         max_basis: Vectors in memory at most; None: 40, or 4 for each pair if that is more.
         batch_size: Examples of each device at a time, at most; ``"auto"``: as many as a CPU's cache holds the linear

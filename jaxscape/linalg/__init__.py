@@ -2,9 +2,10 @@
 
 from jaxscape.linalg._density import check_density_options
 from jaxscape.linalg._eigen import Eigenpairs, Extremes, check_eigenpairs_options
-from jaxscape.linalg._krylov import Which, check_options, krylov
+from jaxscape.linalg._krylov import check_options, krylov
 from jaxscape.linalg._lanczos import lanczos
 from jaxscape.linalg._operator import Matvec, Operator
+from jaxscape.linalg._ritz import Which
 from jaxscape.linalg._trace import Trace, check_trace_options
 
 __all__ = [

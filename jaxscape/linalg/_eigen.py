@@ -8,8 +8,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxscape.checks import as_key
 from jaxscape.directions import Directions
-from jaxscape.linalg._krylov import Pairs, Which, check_options, krylov
+from jaxscape.linalg._krylov import Pairs, check_options, krylov
 from jaxscape.linalg._progress import counted, product_bar
+from jaxscape.linalg._ritz import Which
 from jaxscape.subspace import Subspace
 from jaxscape.types import Params
 
@@ -27,7 +28,8 @@ class Extremes(NamedTuple):
         max_residual: The same of the largest.
         min_eigenvector: Of norm 1, a pytree like params.
         max_eigenvector: Of norm 1.
-        converged: Whether both residuals are within the tolerance.
+        converged: Whether both residuals are within the tolerance and, for each end with a probability of at least 99 %
+            whatever the spectrum, no eigenvalue lies beyond it by more than the tolerance.
         num_matvecs: Products with the operator, those of the residuals included.
     """
 
@@ -60,7 +62,9 @@ class Eigenpairs(NamedTuple):
         eigenvalues: Shape ``(k,)``, in the order that was asked for.
         eigenvectors: Directions of norm 1 in parameter space, one for each eigenvalue.
         residuals: ``norm(H v - lambda v)``, measured, shape ``(k,)``; an eigenvalue is no farther away than this.
-        converged: Whether each residual is within the tolerance, shape ``(k,)``.
+        converged: Whether each residual is within the tolerance and, with a probability of at least 99 % for each
+            eigenvalue that should come before it, whatever the spectrum, none of them is missing but copies, within the
+            tolerance, of those reported. Shape ``(k,)``.
         num_matvecs: Products with the operator.
     """
 

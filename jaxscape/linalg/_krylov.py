@@ -5,22 +5,24 @@ exact arithmetic, with memory bounded by the basis. Every new vector is made ort
 keeps the basis orthogonal to a small multiple of the machine precision ("twice is enough", Giraud, Langou and Rozloznik
 2005): so inner products in float32 suffice, at the full precision of a matrix product. What is reported never rests on
 the recurrence: eigenvalues are Rayleigh quotients of the final vectors, and residuals are measured with a product each.
+
+A pair is converged when its residual is small and nothing better is likely to be missing: see `jaxscape.linalg._ritz`.
 """
 
 import functools
+import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-Which = Literal["BE", "LA", "SA", "LM"]
-"""Both ends, the largest, the smallest, or the largest in magnitude, as ARPACK names them."""
+from jaxscape.linalg._ritz import RISK, Goal, Space, Which, complete, negligible, ritz_pairs, small
 
-_FLOOR = 16  # times the machine precision and the norm of the operator: what rounding makes of an eigenvalue 0
 _COLUMNS = 2**16  # of the basis, that a restart combines at once: it needs no second basis
+_NOISE = 3.0  # its norm over that of a start: residuals fell as fast as with 0.1, and what is missing showed sooner
 
 
 class Pairs(NamedTuple):
@@ -33,22 +35,9 @@ class Pairs(NamedTuple):
     num_matvecs: Int[Array, ""]
 
 
-class _Space(NamedTuple):
-    """A Krylov space in the making."""
-
-    basis: Float[Array, "m n"]  # orthonormal rows up to `size`, multiplied
-    vector: Float[Array, " n"]  # the next one, apart: as the product's argument it needs no copy
-    projected: Float[Array, "m m"]  # the operator in the basis, known up to `size`
-    size: Int[Array, ""]
-    left: Float[Array, ""]  # norm of what the last product had outside of the basis
-    matvecs: Int[Array, ""]
-    done: Bool[Array, ""]
-    key: PRNGKeyArray
-
-
 def krylov(
     matvec: Callable[[Array], Array],
-    first: Float[Array, " n"],
+    noise: Float[Array, " n"],
     key: PRNGKeyArray,
     *,
     num: int,
@@ -56,18 +45,26 @@ def krylov(
     max_matvecs: int,
     tol: float,
     max_basis: int,
+    start: Float[Array, " n"] | None = None,
 ) -> Pairs:
     """Some eigenpairs of a symmetric operator on flat vectors, as `lanczos` finds them.
 
     Args:
         matvec: ``v -> H v``.
-        first: The first vector of the space, of any norm; it is used up: its memory goes to the space.
-        key: Of the vectors with which it goes on from an invariant subspace.
+        noise: Independent Gaussian entries of mean 0 and variance 1: where to look first. It is used up: its memory
+            goes to the space.
+        key: A JAX random key, of the vectors with which it goes on from an invariant subspace.
         num: How many pairs.
-        which: Which of them.
+        which: Which of them: from both ends in turn, beginning with the smallest (``"BE"``), the largest (``"LA"``),
+            the smallest (``"SA"``), or the largest in magnitude (``"LM"``).
         max_matvecs: Products at most, ``num`` of them for the residuals.
-        tol: As in `lanczos`.
+        tol: A pair is converged when its residual is at most ``tol`` times the magnitude of its eigenvalue and nothing
+            better is likely to be missing: each eigenvalue that should have come before it, and differs by more than
+            that from all that did, is missing with a probability of at most `jaxscape.linalg._ritz.RISK`. For an
+            eigenvalue that rounding cannot tell from 0, what rounding makes of 0 takes the place of that product.
         max_basis: Vectors in memory at most: the space, the next one and its product.
+        start: Where to look first beside the noise, say the sum of a neighbour's eigenvectors: residuals are small
+            sooner. Whether something is missing rests on the noise alone.
 
     Returns:
         The pairs.
@@ -76,22 +73,26 @@ def krylov(
         ValueError: An option is out of its range.
     """
     check_options(num, max_matvecs, tol, max_basis)
-    space = _empty(first, key, min(max_basis - 2, first.shape[0]))
-    kept: dict[str, Any] = {"num": num, "which": which}
-    options: dict[str, Any] = {**kept, "tol": tol}
+    goal, rows = Goal(num, which, tol), min(max_basis - 2, noise.shape[0])
+    first, log_odds = _first(noise, start)
+    del noise, start
+    space = _empty(first, key, rows, max_matvecs)._replace(log_odds=log_odds)
+    del first
 
-    def grow(space: _Space) -> _Space:
-        space = _extend(space, matvec(space.vector), **options)
-        space = _if(~space.done & (space.left == 0), _go_on, space)
-        return _if(~space.done & (space.size == len(space.projected)), functools.partial(_restart, **kept), space)
+    def grow(space: Space) -> Space:
+        full = space.size == len(space.projected)
+        space = _if(full, functools.partial(_restart, num=num, which=which), space)
+        space = _judged(_extend(space, matvec(space.vector)), goal)
+        return _if(~space.done & (space.left == 0), _go_on, space)
 
     space = _while(lambda s: ~s.done & (s.matvecs < max_matvecs - num), grow, space)
-    vectors, norm, matvecs = _ritz_vectors(space, num, which), jnp.linalg.norm(space.projected), space.matvecs + num
+    vectors, all_there, norm = _answer(space, goal)
+    matvecs = space.matvecs + num
     del space  # the basis
     vectors = _of_norm_one(vectors)
-    found = [_measured(v, matvec(v)) for v in vectors]
-    values, residuals = (jnp.stack(column) for column in zip(*found, strict=True))
-    return Pairs(values, vectors, residuals, _within(values, residuals, norm, tol), matvecs)
+    measured = [_measured(v, matvec(v)) for v in vectors]
+    values, residuals = (jnp.stack(column) for column in zip(*measured, strict=True))
+    return Pairs(values, vectors, residuals, small(residuals, values, norm, tol) & all_there, matvecs)
 
 
 def check_options(num: int, max_matvecs: int, tol: float, max_basis: int) -> None:
@@ -131,10 +132,10 @@ def quadrature(
         As many nodes, ascending, and their weights, which sum to 1.
     """
     steps = min(steps, first.shape[0])
-    space = _empty(first, key, steps)
+    space = _empty(first, key, steps, steps)
 
-    def grow(space: _Space) -> _Space:
-        space = _extend(space, matvec(space.vector), num=1, which="LA", tol=0.0)
+    def grow(space: Space) -> Space:
+        space = _extend(space, matvec(space.vector))
         return _if((space.size < steps) & (space.left == 0), _go_on, space)
 
     space = _while(lambda s: s.size < steps, grow, space)
@@ -142,18 +143,43 @@ def quadrature(
     return nodes, vectors[0] ** 2
 
 
-@functools.partial(jax.jit, static_argnames="rows", donate_argnums=0)
-def _empty(first: Array, key: PRNGKeyArray, rows: int) -> _Space:
+@functools.partial(jax.jit, donate_argnums=0)
+def _first(noise: Array, start: Array | None) -> tuple[Array, Array]:
+    """The first vector, and the logarithm of what its polynomial must exceed where nothing may be missing."""
+    scale = jnp.ones((), noise.dtype)
+    if start is not None:
+        scale = _NOISE * jnp.linalg.norm(start) / jnp.linalg.norm(noise)
+        scale = jnp.where(scale > 0, scale, 1)  # a start of 0 says nothing
+    vector = scale * noise if start is None else start + scale * noise
+    norm = jnp.linalg.norm(vector)
+    return vector / norm, jnp.log(norm / scale) + math.log(math.sqrt(2 / math.pi) / RISK)
+
+
+@functools.partial(jax.jit, static_argnames=("rows", "products"), donate_argnums=0)
+def _empty(first: Array, key: PRNGKeyArray, rows: int, products: int) -> Space:
     """The space of one vector, in one allocation."""
-    zero, count = jnp.zeros((), first.dtype), jnp.zeros((), int)
-    basis, projected = jnp.zeros((rows, len(first)), first.dtype), jnp.zeros((rows, rows), first.dtype)
-    return _Space(basis, first / jnp.linalg.norm(first), projected, count, zero, count, jnp.zeros((), bool), key)
+    zero, count, dtype = jnp.zeros((), first.dtype), jnp.zeros((), int), first.dtype
+    return Space(
+        basis=jnp.zeros((rows, len(first)), dtype),
+        vector=first / jnp.linalg.norm(first),
+        projected=jnp.zeros((rows, rows), dtype),
+        size=count,
+        left=zero,
+        discarded=jnp.zeros(products + rows, dtype),  # a restart writes `rows` of them at once
+        log_norms=zero,
+        log_odds=zero,
+        matvecs=count,
+        done=jnp.zeros((), bool),
+        key=key,
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("num", "which"))
-def _ritz_vectors(space: _Space, num: int, which: Which) -> Float[Array, "num n"]:
-    """The vectors of the best Ritz values."""
-    return _product(_wanted(space, num, which)[1].T, space.basis)
+@functools.partial(jax.jit, static_argnames="goal")
+def _answer(space: Space, goal: Goal) -> tuple[Float[Array, "num n"], Bool[Array, " num"], Float[Array, ""]]:
+    """The vectors of the best Ritz values, whether nothing is missing before each, and the norm of the operator."""
+    ritz = ritz_pairs(space, goal.num, goal.which)
+    vectors = _product(ritz.coordinates[:, : goal.num].T, space.basis)
+    return vectors, complete(space, ritz, goal), jnp.linalg.norm(space.projected)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -168,7 +194,7 @@ def _measured(vector: Array, image: Array) -> tuple[Array, Array]:
     return value, jnp.linalg.norm(image - value * vector)
 
 
-def _while(more: Callable[[_Space], Array], body: Callable[[_Space], _Space], space: _Space) -> _Space:
+def _while(more: Callable[[Space], Array], body: Callable[[Space], Space], space: Space) -> Space:
     """A loop on the device inside a transform, and on the host outside of one."""
     if isinstance(space.basis, jax.core.Tracer):
         return lax.while_loop(more, body, space)
@@ -177,24 +203,38 @@ def _while(more: Callable[[_Space], Array], body: Callable[[_Space], _Space], sp
     return space
 
 
-@functools.partial(jax.jit, static_argnames=("num", "which"), donate_argnums=0)
-def _extend(space: _Space, image: Float[Array, " n"], *, num: int, which: Which, tol: float) -> _Space:
+@functools.partial(jax.jit, donate_argnums=0)
+def _extend(space: Space, image: Float[Array, " n"]) -> Space:
     """The space with the product of its last vector."""
-    n, last = image.shape[0], space.size
+    last = space.size
     basis = space.basis.at[last].set(space.vector)
     rest, inside = _outside(basis, image, last + 1)
     projected = space.projected.at[last].set(inside).at[:, last].set(inside)
     left = jnp.linalg.norm(rest)
-    exhausted = left <= _FLOOR * jnp.finfo(image.dtype).eps * jnp.linalg.norm(projected)
+    exhausted = left <= negligible(jnp.linalg.norm(projected))
     rest, left = jnp.where(exhausted, 0, rest / left), jnp.where(exhausted, 0, left)
-    space = _Space(basis, rest, projected, last + 1, left, space.matvecs + 1, space.done, space.key)
-    values, _, bounds = _wanted(space, num, which)
-    found = _within(values, bounds, jnp.linalg.norm(projected), tol).all()
-    broken = ~jnp.isfinite(projected).all()  # a NaN stays: no product can mend it
-    return space._replace(done=(space.size >= min(num, n)) & found | (space.size == n) | broken)
+    return space._replace(
+        basis=basis,
+        vector=rest,
+        projected=projected,
+        size=last + 1,
+        left=left,
+        log_norms=space.log_norms + jnp.log(left),
+        matvecs=space.matvecs + 1,
+    )
 
 
-def _if(condition: Array, function: Callable[[_Space], _Space], space: _Space) -> _Space:
+@functools.partial(jax.jit, static_argnames="goal", donate_argnums=0)
+def _judged(space: Space, goal: Goal) -> Space:
+    """The space, done if it has all that is wanted or can have no more."""
+    n, norm = len(space.vector), jnp.linalg.norm(space.projected)
+    ritz = ritz_pairs(space, goal.num, goal.which)
+    converged = small(ritz.bounds[: goal.num], ritz.values[: goal.num], norm, goal.tol) & complete(space, ritz, goal)
+    broken = ~jnp.isfinite(norm)  # a NaN stays: no product can mend it
+    return space._replace(done=converged.all() | (space.size == n) | broken)
+
+
+def _if(condition: Array, function: Callable[[Space], Space], space: Space) -> Space:
     """On the host where it can be: in a program of its own, what is not needed takes no memory."""
     if isinstance(condition, jax.core.Tracer):
         return lax.cond(condition, function, lambda s: s, space)
@@ -202,7 +242,7 @@ def _if(condition: Array, function: Callable[[_Space], _Space], space: _Space) -
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _go_on(space: _Space) -> _Space:
+def _go_on(space: Space) -> Space:
     """From an invariant subspace to what it lacks."""
     key, own = jax.random.split(space.key)
     vector = jax.random.normal(own, space.vector.shape, space.vector.dtype)
@@ -224,47 +264,27 @@ def _product(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
-def _within(values: Array, residuals: Array, norm: Array, tol: float) -> Array:
-    floor = _FLOOR * jnp.finfo(values.dtype).eps * norm
-    return (residuals <= tol * jnp.abs(values)) | ((jnp.abs(values) <= floor) & (residuals <= floor))
-
-
-def _wanted(space: _Space, num: int, which: Which) -> tuple[Array, Array, Array]:
-    """The best Ritz values, their coordinates in the basis as columns, and the bounds of their residuals."""
-    m = len(space.projected)
-    used = jnp.arange(m) < space.size
-    beyond = 2 * jnp.linalg.norm(space.projected) + 1  # where no Ritz value is: those of rows not used yet come last
-    projected = jnp.where(used[:, None] & used, space.projected, 0) + jnp.diag(jnp.where(used, 0, beyond))
-    values, coordinates = jnp.linalg.eigh((projected + projected.T) / 2)
-    rank = jnp.arange(num)
-    if which == "BE":
-        chosen = jnp.where(rank % 2, space.size - 1 - rank // 2, rank // 2)
-    elif which == "LM":
-        chosen = jnp.argsort(jnp.where(used, -jnp.abs(values), jnp.inf))[:num]
-    else:
-        chosen = rank if which == "SA" else space.size - 1 - rank
-    chosen = jnp.clip(chosen, 0, space.size - 1)
-    last = coordinates[space.size - 1, chosen]
-    return values[chosen], coordinates[:, chosen], space.left * jnp.abs(last)
-
-
 @functools.partial(jax.jit, static_argnames=("num", "which"), donate_argnums=0)
-def _restart(space: _Space, num: int, which: Which) -> _Space:
+def _restart(space: Space, num: int, which: Which) -> Space:
     """The space of the best half of the Ritz vectors."""
-    m = len(space.projected)
-    kept = max(num, m // 2)
-    values, combination, _ = _wanted(space, kept, which)
-    n = len(space.vector)
+    m, n = space.basis.shape
+    rows = min(max(num, m // 2), m)
+    ritz = ritz_pairs(space, num, which)
+    combination = ritz.coordinates[:, :rows].T
 
     def combine(i: Any, basis: Array, columns: int = _COLUMNS) -> Array:
         where = (0, i * _COLUMNS)
         part = lax.dynamic_slice(basis, where, (m, columns))
-        return lax.dynamic_update_slice(basis, _product(combination.T, part), where)
+        return lax.dynamic_update_slice(basis, _product(combination, part), where)
 
     basis = space.basis
     if n >= _COLUMNS:
         basis = lax.fori_loop(0, n // _COLUMNS, combine, basis)
     if n % _COLUMNS:
         basis = combine(n // _COLUMNS, basis, n % _COLUMNS)
-    projected = jnp.zeros_like(space.projected).at[jnp.arange(kept), jnp.arange(kept)].set(values)
-    return space._replace(basis=basis, projected=projected, size=jnp.asarray(kept, space.size.dtype))
+    diagonal = jnp.arange(rows)
+    projected = jnp.zeros_like(space.projected).at[diagonal, diagonal].set(ritz.values[:rows])
+    where = (space.matvecs - space.size,)
+    discarded = lax.dynamic_update_slice(space.discarded, ritz.values[rows:], where)
+    size = jnp.asarray(rows, space.size.dtype)
+    return space._replace(basis=basis, projected=projected, size=size, discarded=discarded)

@@ -146,8 +146,10 @@ class Operator:
 
         Args:
             key: A JAX random key, or an integer seed, of the first vector.
-            tol: An end is converged when its residual ``norm(H v - lambda v)`` is at most ``tol * abs(lambda)``; one
-                that rounding cannot tell from 0, when the residual is as small.
+            tol: An end is converged when its residual ``norm(H v - lambda v)`` is at most ``tol * abs(lambda)`` and,
+                with a probability of at least 99 % whatever the spectrum, no eigenvalue lies beyond it by more than
+                that (van Dorsselaer, Hochstenbach and van der Vorst 2000). For an end that rounding cannot tell from 0,
+                what rounding makes of 0 takes the place of ``tol * abs(lambda)``.
             max_matvecs: Products at most, at least 3.
             max_basis: Vectors in memory at most, at least 6.
             progress: True or False for a progress bar; None for one on terminals and in notebooks.
@@ -186,7 +188,8 @@ class Operator:
             which: The largest (``"LA"``), the smallest (``"SA"``), the largest in magnitude (``"LM"``), or in turn
                 from both ends, beginning with the smallest (``"BE"``).
             key: A JAX random key, or an integer seed, of the first vector.
-            tol: A pair is converged when its residual ``norm(H v - lambda v)`` is at most ``tol * abs(lambda)``.
+            tol: A pair is converged when its residual ``norm(H v - lambda v)`` is at most ``tol * abs(lambda)`` and,
+                with a probability of at least 99 % for each, none that should come before it is missing.
             max_matvecs: Products at most; None: 100, or 20 for each pair if that is more.
             max_basis: Vectors in memory at most; None: 40, or 4 for each pair if that is more.
             progress: True or False for a progress bar; None for one on terminals and in notebooks.

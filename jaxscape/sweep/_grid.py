@@ -41,15 +41,12 @@ def on_grid(directions: Any, grid: Grid | None, params: Params, seed: int) -> tu
     return directions, grid
 
 
-def to_dataset(
-    columns: Mapping[str, np.ndarray], grid: Grid, *, order: np.ndarray | None = None, long_names: Mapping[str, str]
-) -> xr.Dataset:
+def to_dataset(columns: Mapping[str, np.ndarray], grid: Grid, long_names: Mapping[str, str]) -> xr.Dataset:
     """Lay columns out on their grid.
 
     Args:
         columns: For each variable its values, points along the first axis; further axes are named ``row``, ``column``.
         grid: The coordinates.
-        order: Which point of the grid each row is; None: in the grid's own order.
         long_names: What a variable is, for plots.
 
     Returns:
@@ -57,11 +54,7 @@ def to_dataset(
     """
     variables = {}
     for name, column in columns.items():
-        values = column
-        if order is not None:
-            values = np.empty_like(column)
-            values[order] = column
         dims = (*grid.names, "row", "column")[: len(grid.names) + column.ndim - 1]
         attrs = {"long_name": long_names[name]} if name in long_names else {}
-        variables[name] = (dims, values.reshape(*grid.shape, *column.shape[1:]), attrs)
+        variables[name] = (dims, column.reshape(*grid.shape, *column.shape[1:]), attrs)
     return xr.Dataset(variables, dict(zip(grid.names, grid.axes, strict=True)))

@@ -1,4 +1,4 @@
-"""Work at every row, in chains of neighbours that the devices of all processes share."""
+"""Work at every row, in shares that the devices of all processes take in turn."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -9,59 +9,57 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Array
 
 from jaxscape.engine import progress_bar
 from jaxscape.objective import DATA_AXIS
 from jaxscape.sweep._store import Store
 
-CHAIN = 8  # neighbouring points, one after the other on one device: each but the first starts from the one before
+SHARE = 8  # rows that a group of devices takes at a time, and that a store keeps at a time
 
-Visit = Callable[[int, list[Array]], dict[str, Any]]
-"""The values of a row; the list takes what the next row of the chain may start from."""
+Visit = Callable[[int], dict[str, Any]]
+"""The values of a row."""
 
 
-def in_chains(
+def in_shares(
     begin: Callable[[Mesh], Visit],
     columns: Mapping[str, np.ndarray],
     groups: list[Mesh],
     store: Store | None,
     progress: bool | None,
 ) -> dict[str, np.ndarray]:
-    """Visit every row, in chains of CHAIN; each group of devices takes the next chain when it is free.
+    """Visit every row, in shares of SHARE; each group of devices takes the next share when it is free.
 
     Args:
         begin: What a group of devices does first, in a thread of its own; the function that visits a row.
         columns: An array for each value, rows along its first axis; they are filled in.
         groups: The devices of this process, as `device_groups` gives them.
-        store: Rows that are done, in blocks of CHAIN; None: nothing is kept on disk.
+        store: Rows that are done, in blocks of SHARE; None: nothing is kept on disk.
         progress: True or False for a progress bar; None for one on terminals and in notebooks.
 
     Returns:
         The columns with the rows of all processes.
     """
     num = len(next(iter(columns.values())))
-    chains = [slice(i, min(i + CHAIN, num)) for i in range(0, num, CHAIN)]
-    waiting = [chain for chain in chains if store is None or not store.done[chain].all()]
-    shared = iter(waiting[jax.process_index() :: jax.process_count()])
+    shares = [slice(i, min(i + SHARE, num)) for i in range(0, num, SHARE)]
+    waiting = [share for share in shares if store is None or not store.done[share].all()]
+    left = iter(waiting[jax.process_index() :: jax.process_count()])
     lock, stop = threading.Lock(), threading.Event()
 
     def work(group: Mesh, bar: Any) -> None:
         with jax.default_device(group.local_devices[0]):
             visit = begin(group)
-            for chain in _next_chains(shared, lock):
-                carry: list[Array] = []
-                for i in range(chain.start, chain.stop):
+            for share in _next_shares(left, lock):
+                for i in range(share.start, share.stop):
                     if stop.is_set():
                         return
-                    for name, value in visit(i, carry).items():
+                    for name, value in visit(i).items():
                         columns[name][i] = value
                     bar.update()
                 if store is not None:
-                    store.write(chain, {name: column[chain] for name, column in columns.items()})
+                    store.write(share, {name: column[share] for name, column in columns.items()})
 
     with progress_bar(num, progress) as bar, ThreadPoolExecutor(len(groups)) as pool:
-        bar.update(num - sum(chain.stop - chain.start for chain in waiting))
+        bar.update(num - sum(share.stop - share.start for share in waiting))
         try:
             for done in as_completed([pool.submit(work, group, bar) for group in groups]):
                 done.result()
@@ -94,33 +92,14 @@ def device_groups(mesh: Mesh | None) -> list[Mesh]:
     return [Mesh(row, (DATA_AXIS,)) for row in groups]
 
 
-def snake(shape: tuple[int, ...]) -> np.ndarray:
-    """The points of a grid in an order where each is a neighbour of the one before.
-
-    >>> snake((2, 3)).tolist()
-    [0, 1, 2, 5, 4, 3]
-
-    Args:
-        shape: Of the grid.
-
-    Returns:
-        Indices into the flattened grid.
-    """
-    order = np.arange(int(np.prod(shape))).reshape(shape)
-    for axis in range(len(shape) - 1, 0, -1):  # turn around every other row of the axis before
-        odd = np.indices(shape[:axis]).sum(0) % 2 == 1
-        order[odd] = np.flip(order[odd], axis=1)
-    return order.ravel()
-
-
-def _next_chains(chains: Iterator[slice], lock: threading.Lock) -> Iterator[slice]:
-    """The chains that this thread gets to."""
+def _next_shares(shares: Iterator[slice], lock: threading.Lock) -> Iterator[slice]:
+    """The shares that this thread gets to."""
     while True:
         with lock:
-            chain = next(chains, None)
-        if chain is None:
+            share = next(shares, None)
+        if share is None:
             return
-        yield chain
+        yield share
 
 
 def _of_all_processes(columns: Mapping[str, np.ndarray], store: Store | None) -> dict[str, np.ndarray]:

@@ -122,8 +122,8 @@ def surface(
     elif rtol is None:
         evaluation = engine.evaluate(*where, **options)
     else:
-        exact = _anchors(grid, center, rtol)
-        evaluation = engine.estimate(*where, exact=exact, rtol=rtol, atol=atol, seed=seed, **options)
+        tolerance = engine.Tolerance(rtol, atol, seed, _anchors(grid, center, rtol))
+        evaluation = engine.estimate(*where, tolerance, **options)
     result = _dataset(evaluation, grid, center)
     result.attrs |= {
         **dict(directions.recipe),

@@ -359,6 +359,15 @@ def test_weights_that_depend_on_params():
         js.surface(params, loss, data, directions=[params], grid=GRID, rtol=0.1)
 
 
+def test_weights_that_sum_to_nothing():
+    def loss(p, x):
+        return {"loss": (x @ p["w"]).sum(-1) ** 2, "weight": jnp.zeros(len(x))}
+
+    with pytest.raises(ValueError, match="loss_fn returned weights whose sum is 0.0; expected a positive number"):
+        js.hvp(loss, PARAMS, X)
+    assert losses(loss).attrs["nonfinite_points"] == 3  # a mean over nothing
+
+
 def test_a_weight_that_is_no_vector():
     with pytest.raises(ValueError, match=r"returned \(\) for 'weight' on a batch of 4 .* the value of each example\.$"):
         losses(lambda p, x: {"loss": x.sum(-1), "weight": jnp.ones(())})

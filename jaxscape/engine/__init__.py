@@ -8,7 +8,7 @@ from jaxscape.engine._compile import WIDTHS
 from jaxscape.engine._exact import Loads, evaluate, mean_metrics, progress_bar
 from jaxscape.engine._program import Load, Program
 from jaxscape.engine._result import Estimate, Evaluation
-from jaxscape.engine._tolerance import anchor_stride, anchors, estimate
+from jaxscape.engine._tolerance import Tolerance, anchor_stride, anchors, estimate
 
 __all__ = [
     "WIDTHS",
@@ -17,6 +17,7 @@ __all__ = [
     "Load",
     "Loads",
     "Program",
+    "Tolerance",
     "anchor_stride",
     "anchors",
     "estimate",

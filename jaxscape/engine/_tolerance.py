@@ -57,16 +57,30 @@ def anchors(points: Sequence[int], stride: int) -> np.ndarray:
     return mask
 
 
+class Tolerance(NamedTuple):
+    """How well the loss is wanted: a standard error of at most ``max(rtol * abs(loss), atol)``.
+
+    Attributes:
+        rtol: Relative tolerance.
+        atol: Absolute tolerance.
+        seed: Of the order in which all points take the examples.
+        exact: For a number of examples, a mask of the points that are evaluated on all of them: the anchors of the
+            others.
+    """
+
+    rtol: float
+    atol: float
+    seed: int
+    exact: Callable[[int], np.ndarray]
+
+
 def estimate(
     objective: Objective,
     params: Params,
     basis: Params,
     coords: Float[np.ndarray, "points axes"],
+    tolerance: Tolerance,
     *,
-    exact: Callable[[int], np.ndarray],
-    rtol: float,
-    atol: float = 0.0,
-    seed: int = 0,
     load: Loads = (None, None),
     mesh: Mesh | None = None,
     progress: bool | None = None,
@@ -81,11 +95,7 @@ def estimate(
         params: The origin.
         basis: A pytree like params with a leading axis of length ``axes`` on each leaf.
         coords: Coordinates of the points.
-        exact: For a number of examples, a mask of the points that are evaluated on all of them: the anchors of the
-            others.
-        rtol: Relative tolerance.
-        atol: Absolute tolerance.
-        seed: Of the order in which all points take the examples.
+        tolerance: How well the loss is wanted.
         load: Examples and points that go side by side, as in `Load`; None: as is fastest in a short trial.
         mesh: The devices; all of all processes by default. An axis named ``"data"`` shares the examples.
         progress: True or False for a bar with points/s and time left; None for one on terminals and in notebooks.
@@ -101,13 +111,13 @@ def estimate(
         if not all(term.per_example.values()):
             name = f"loss_fn[{term.name!r}]" if term.name else "loss_fn"
             raise ValueError(f"rtol needs the loss of each example, but {name} returned the mean of a batch.")
-    atol = atol / np.sqrt(len(objective.terms))
+    atol = tolerance.atol / np.sqrt(len(objective.terms))
     evaluations = {}
     with progress_bar(len(coords) * len(objective.terms), progress) as bar:
         for term in objective.terms:
-            order = np.random.default_rng(seed).permutation(term.examples)
+            order = np.random.default_rng(tolerance.seed).permutation(term.examples)
             shuffled = term.with_data(rows_of(term.data, order))
-            points = _Points(coords, exact(term.examples), rtol, atol)
+            points = _Points(coords, tolerance.exact(term.examples), tolerance.rtol, atol)
             evaluations[term.name] = _estimate_term(shuffled, params, basis, points, load, mesh, bar)
     return add_terms(evaluations)
 

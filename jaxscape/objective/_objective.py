@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 from jaxtyping import Array
 
 from jaxscape import trees
 from jaxscape.objective._batches import even_size, num_examples, rows_of
 from jaxscape.objective._check import check_is_mean
 from jaxscape.objective._jaxpr import Identity, depends_on
-from jaxscape.objective._trace import PRECISIONS, Traced, abstract, is_traced, trace
+from jaxscape.objective._trace import PRECISIONS, Computation, Traced, abstract, is_traced, trace
 from jaxscape.types import Data, LossFn, Params
 
 WEIGHT = "weight"
@@ -86,32 +87,27 @@ class Term:
         """The sum of all weights, or the number of examples where there are none.
 
         Raises:
-            ValueError: The weights depend on params, so that there is no one sum.
+            ValueError: The weights depend on params, so that there is no one sum; or their sum is not positive.
         """
         if not self.weighted:
             return float(self.examples)
         computation, constants = self.traced(self.canonical)
-        leaves = len(constants) + len(jax.tree.leaves(self._params))
-        weight, used = depends_on(computation.jaxpr, sorted(computation.shapes).index(WEIGHT))
-        if any(used[len(constants) : leaves]):
+        program, used = _weights_of_batch(computation)
+        if any(used[len(constants) :][: len(jax.tree.leaves(self._params))]):
             raise ValueError(
                 f"{self._argument} returned weights that depend on params; expected weights of the examples alone for "
-                "curvature and for rtol. Put jax.lax.stop_gradient outside: compute them before, and pass them in data."
+                "curvature and for rtol. Compute the weights before the call, and pass them in data."
             )
-        inputs = [c for c, use in zip(constants, used, strict=False) if use]
-
-        @jax.jit
-        def weights(inputs: list[Any], batch: Data) -> Array:
-            rows = [x for x, use in zip(jax.tree.leaves(batch), used[leaves:], strict=True) if use]
-            return jax.core.eval_jaxpr(weight, (), *inputs, *rows)[0]
-
-        return float(sum(self._weights_of(weights, inputs, i) for i in range(0, self.examples, self.canonical)))
-
-    def _weights_of(self, weights: Callable[..., Array], inputs: list[Any], start: int) -> float:
-        """The sum of the weights of one batch; the last one is filled up with examples that do not count."""
-        rows = np.arange(start, start + self.canonical)
-        values = weights(inputs, rows_of(self.data, np.minimum(rows, self.examples - 1)))
-        return float(np.sum(np.asarray(values, np.float64)[rows < self.examples]))
+        total = 0.0
+        for start in range(0, self.examples, self.canonical):  # the last batch is filled up
+            rows = np.arange(start, start + self.canonical)
+            batch = rows_of(self.data, np.minimum(rows, self.examples - 1))
+            operands = [*constants, *jax.tree.leaves((self._params, batch))]
+            weights = program([x for x, use in zip(operands, used, strict=True) if use])
+            total += float(np.sum(np.asarray(weights, np.float64)[rows < self.examples]))
+        if not 0 < total < np.inf:
+            raise ValueError(f"{self._argument} returned weights whose sum is {total}; expected a positive number.")
+        return total
 
     @functools.cached_property
     def rules(self) -> Identity | None:
@@ -155,6 +151,14 @@ class Term:
                 )
             if not any(jnp.issubdtype(shape.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
                 raise TypeError(f"{self._argument} returned {shape.dtype} for {name!r}; expected real numbers.")
+
+
+@functools.lru_cache(maxsize=64)
+def _weights_of_batch(computation: Computation) -> tuple[Callable[[list[Any]], Array], list[bool]]:
+    """The compiled weights of a batch, and which operands of the loss they need."""
+    jaxpr, used = depends_on(computation.jaxpr, sorted(computation.shapes).index(WEIGHT))
+    function = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
+    return jax.jit(lambda operands: function(*operands)[0]), used
 
 
 class Objective:

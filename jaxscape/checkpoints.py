@@ -45,11 +45,8 @@ class Checkpoints(Sequence[Params]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         variables = self.variables(index)
-        return (
-            trees.overlay(variables["params"], variables.get("batch_stats") or {})
-            if self.joined
-            else variables["params"]
-        )
+        params = variables["params"]
+        return trees.overlay(params, variables.get("batch_stats") or {}) if self.joined else params
 
     def __iter__(self) -> Iterator[Params]:
         return (self[i] for i in range(len(self)))

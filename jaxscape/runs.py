@@ -1,7 +1,8 @@
-"""A training run on disk: read one back as params, loss, data and checkpoints.
+"""Training runs on disk: read a run as params, loss, data and checkpoints.
 
-``RUN/config.json`` rebuilds everything, ``RUN/metrics.csv`` has a row for each epoch, ``RUN/checkpoints`` (orbax) has
-the weights and batch statistics from the initialization (epoch 0) to the end.
+``RUN/config.json`` holds the options, from which the network and the data are rebuilt. ``RUN/metrics.csv`` has a row
+for each epoch. ``RUN/checkpoints`` (orbax) has the weights and batch statistics from the initialization (epoch 0) to
+the end.
 """
 
 import csv
@@ -24,30 +25,30 @@ from jaxscape.torch_weights import import_torch_state_dict as import_torch_state
 from jaxscape.types import LossFn, Params
 
 BUILDER = "models:create"
-"""What makes the networks of runs whose config does not say it: the function that train.py uses."""
+"""The function that creates the network of a run whose config names no builder; train.py uses it."""
 
 CONFIG, METRICS, NORMS = "config.json", "metrics.csv", "weight_norms.csv"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished or interrupted training run, ready for every jaxscape call.
+    """A finished or interrupted training run; its parts are arguments of every jaxscape call.
 
     >>> surface(run.params, run.loss_fn, run.data)  # doctest: +SKIP
 
     Attributes:
-        path: The run's folder.
-        config: What it was trained with.
-        params: The weights of its last checkpoint, a dict of dicts of arrays; batch statistics are not among them.
-        batch_stats: The running statistics of batch norm of its last checkpoint, in dicts of the same form.
-        loss_fn: ``loss_fn(params, batch)`` -> ``{"loss", "accuracy"}`` of each example, in evaluation mode. Leaves
-            that ``params`` lacks are those of the last checkpoint: so the statistics stay fixed under
-            ``surface(run.params, ...)``, and take part under ``interpolate(run.variables, other.variables, ...)``.
+        path: The folder of the run.
+        config: The options of the training.
+        params: The weights of the last checkpoint, a dict of dicts of arrays, without the batch statistics.
+        batch_stats: The running statistics of batch norm of the last checkpoint, in dicts of the same form.
+        loss_fn: ``loss_fn(params, batch)`` -> ``{"loss", "accuracy"}`` of each example, in evaluation mode. It takes
+            leaves that are missing in ``params`` from the last checkpoint. Thus ``surface(run.params, ...)`` keeps the
+            statistics fixed, and ``interpolate(run.variables, other.variables, ...)`` interpolates them too.
         data: The train split.
         test_data: The test split.
         metrics: A record for each epoch: ``epoch``, ``lr``, ``train_loss``, ``train_error`` (percent), ...
-        checkpoints: The params of every checkpoint, in order, read when they are asked for.
-        steps: The same between the epochs, if it was trained with ``--save-steps``; else empty.
+        checkpoints: The params of every checkpoint, in the order of training; each access reads them from disk.
+        steps: The params between the epochs, if the run was trained with ``--save-steps``; otherwise empty.
     """
 
     path: Path
@@ -72,28 +73,29 @@ def _crossentropy(logits: Array, labels: Array) -> Array:
 
 
 def _mse(logits: Array, labels: Array) -> Array:
-    """Mean over the classes of the squared distance of the probabilities from 0 or 1, as the paper's code has it."""
-    wanted = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return jnp.mean((jax.nn.softmax(logits) - wanted) ** 2, axis=-1)
+    """The mean over the classes of the squared difference between probability and target, as in the paper's code."""
+    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return jnp.mean((jax.nn.softmax(logits) - targets) ** 2, axis=-1)
 
 
 LOSSES: dict[str, Callable[[Array, Array], Array]] = {"crossentropy": _crossentropy, "mse": _mse}
-"""The loss of each example, of logits and labels."""
+"""Functions of logits and labels that return the loss of each example."""
 
 
 def classification_loss(
     graphdef: Any, variables: Params, dataset: str = "digits", loss: str = "crossentropy"
 ) -> LossFn:
-    """Loss and accuracy of an NNX classifier, in evaluation mode.
+    """Build a function for the loss and the accuracy of an NNX classifier, in evaluation mode.
 
     Args:
-        graphdef: Of the module, as ``nnx.split`` gives it.
-        variables: A dict of all its arrays; those in ``params`` come before them.
-        dataset: How the images are normalized.
-        loss: One of LOSSES.
+        graphdef: The graph definition of the module, as ``nnx.split`` returns it.
+        variables: A dict of all arrays of the module; arrays in ``params`` replace them.
+        dataset: The name of the data set, which says how the images are normalized.
+        loss: The name of the loss, a key of LOSSES: ``"crossentropy"`` or ``"mse"``.
 
     Returns:
-        ``loss_fn(params, batch)`` with ``batch = (images, labels)``; ``params`` holds any part of the variables.
+        ``loss_fn(params, batch)`` with ``batch = (images, labels)``, which returns the dict ``{"loss", "accuracy"}``
+        of vectors with one entry for each example. ``params`` may hold any part of the variables.
     """
     from flax import nnx
 
@@ -107,18 +109,19 @@ def classification_loss(
 
 
 def load_data(config: Mapping[str, Any]) -> tuple[Split, Split]:
-    """The train and the test split of a config; a share ``label_noise`` of the training labels is random.
+    """Load the train and the test split of a config; a share ``label_noise`` of the training labels is random.
 
     Args:
-        config: With ``dataset``, and where they differ from the defaults ``data_dir``, ``label_noise`` and ``seed``.
+        config: The options of a run: ``dataset``; optionally ``data_dir`` and ``label_noise``; and ``seed``, which is
+            required with ``label_noise``.
 
     Returns:
-        The splits.
+        The train and the test split.
 
     Raises:
-        ValueError: As in `jaxscape.datasets.load`.
-        FileNotFoundError: As there.
-        ImportError: As there.
+        ValueError: The name of the data set is unknown, ``data_dir`` is missing, or a file is broken.
+        FileNotFoundError: The files of the data set do not exist; the message says what to fetch and where to put it.
+        ImportError: scikit-learn or tensorflow-datasets is not installed.
     """
     train, test = load(config["dataset"], config.get("data_dir"))
     if not config.get("label_noise"):
@@ -130,12 +133,12 @@ def load_data(config: Mapping[str, Any]) -> tuple[Split, Split]:
 
 
 def build_model(config: Mapping[str, Any], train: Split) -> Any:
-    """The network of a config, initialized, for the images and classes of a data set.
+    """Build and initialize the network of a config, for the images and classes of a data set.
 
     Args:
-        config: With ``arch``, ``noshort``, ``seed`` and, unless it is 1, ``width``; ``builder``, the function
-            ``package.module:function`` that makes the network, unless it is `BUILDER`.
-        train: The train split.
+        config: The options of a run: ``arch``, ``noshort`` and ``seed``; optionally ``width`` (1 by default) and
+            ``builder``, the function ``package.module:function`` that creates the network (`BUILDER` by default).
+        train: The train split, which gives the shape of the images and the number of classes.
 
     Returns:
         An NNX module.
@@ -169,15 +172,15 @@ def load_run(path: str | Path) -> Run:
     >>> result = surface(run.params, run.loss_fn, run.data)  # doctest: +SKIP
 
     Args:
-        path: The run's folder, made by ``train.py``.
+        path: The folder of the run, written by ``train.py``.
 
     Returns:
         The run at its last checkpoint.
 
     Raises:
-        ValueError: The folder is no run, has no complete checkpoint, or its checkpoint is of another architecture
-            than its config says.
-        FileNotFoundError: There is no such folder.
+        ValueError: The folder is not a run, it has no complete checkpoint, or its checkpoint has another architecture
+            than its config.
+        FileNotFoundError: The folder, or a file of the run's data set, does not exist.
         ImportError: flax, orbax or the project's ``models`` are not installed.
     """
     from flax import nnx
@@ -191,12 +194,12 @@ def load_run(path: str | Path) -> Run:
             f"`python train.py --resume` and the same options, or name another run."
         )
     train, test = load_data(config)
-    graphdef, *expected = nnx.split(build_model(config, train), nnx.Param, nnx.BatchStat)
-    found = checkpoints.variables(-1)
+    graphdef, *states = nnx.split(build_model(config, train), nnx.Param, nnx.BatchStat)
+    variables = checkpoints.variables(-1)
     try:
         params, stats = (
-            checks.like(nnx.to_pure_dict(state), found[name], name) if state else {}
-            for name, state in zip(("params", "batch_stats"), expected, strict=True)
+            checks.like(nnx.to_pure_dict(state), variables[name], name) if state else {}
+            for name, state in zip(("params", "batch_stats"), states, strict=True)
         )
     except ValueError as error:
         raise ValueError(
@@ -211,17 +214,17 @@ def load_run(path: str | Path) -> Run:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The options that a run was trained with.
+    """Read the options that a run was trained with.
 
     Args:
-        path: The run's folder.
+        path: The folder of the run.
 
     Returns:
         The contents of its ``config.json``.
 
     Raises:
-        FileNotFoundError: There is no such folder.
-        ValueError: The file is missing or not readable.
+        FileNotFoundError: The folder does not exist.
+        ValueError: The file is missing or not readable, or an option is missing in it.
     """
     if not path.is_dir():
         raise FileNotFoundError(f"run folder {path} not found; `python train.py --out {path}` makes it.")
@@ -236,7 +239,14 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_table(path: Path) -> list[dict[str, float]]:
-    """A record for each epoch of ``metrics.csv`` or ``weight_norms.csv``; empty before the first one is over."""
+    """Read ``metrics.csv`` or ``weight_norms.csv``.
+
+    Args:
+        path: The path of the table.
+
+    Returns:
+        A record for each epoch; an empty list if the table does not exist yet.
+    """
     if not path.exists():
         return []
     with open(path, newline="") as file:

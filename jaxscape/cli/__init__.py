@@ -1,4 +1,4 @@
-"""The command line: ``jaxscape surface|line|hessian|trajectory|plot|report``, each a short use of the library."""
+"""The command line: ``jaxscape surface|line|hessian|trajectory|plot|report``; each command calls the library."""
 
 import sys
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: The arguments; None: those of the process.
+        argv: The arguments; None: the arguments of the process.
 
     Returns:
-        The exit status: 0, or 2 after a mistake in what was asked, told in one line.
+        The exit status: 0, or 2 if the arguments are wrong; then one line on standard error says what is wrong.
     """
     args = make_parser().parse_args(argv)
     use_all_cores()

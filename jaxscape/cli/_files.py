@@ -1,4 +1,4 @@
-"""Results and pictures on disk."""
+"""Results and pictures on disk, and tables on standard output."""
 
 import shutil
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from jaxscape import plot
 
 
 def read(path: Path) -> xr.Dataset:
+    """Read a result into memory; refuse a path that is not a result."""
     if not path.exists():
         raise FileNotFoundError(f"{path} not found; `jaxscape surface RUN` makes RUN/surface.zarr.")
     if not (path / "zarr.json").exists():
@@ -21,13 +22,13 @@ def read(path: Path) -> xr.Dataset:
 
 
 def check_replaceable(path: Path) -> None:
-    """Before the work, not after it: what is there must be an earlier result."""
+    """Check, before any compute, that an existing path is an earlier result."""
     if path.exists() and not (path / "zarr.json").exists():
         raise ValueError(f"{path} exists and is no result of jaxscape; choose another --out.")
 
 
 def write(result: xr.Dataset, path: Path) -> None:
-    """Write beside it and rename: an earlier result goes only when the new one is complete."""
+    """Write a result to a new folder, then rename it: an earlier result is replaced only by a complete new one."""
     new, old = (path.with_name(f".{path.name}.{state}") for state in ("new", "old"))
     shutil.rmtree(new, ignore_errors=True)
     result.to_zarr(new, mode="w", consolidated=False)
@@ -40,12 +41,13 @@ def write(result: xr.Dataset, path: Path) -> None:
 
 
 def draw(picture: Axes | Figure, path: Path) -> None:
+    """Save a picture, print its path and close the figure."""
     print(plot.save(picture, path))
     plt.close(picture.figure.figure)
 
 
 def print_table(rows: Sequence[Sequence[str]], left: int) -> None:
-    """Columns in line: so many set to the left, numbers to the right."""
+    """Print rows as an aligned table: the first ``left`` columns to the left, all others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]

@@ -1,4 +1,4 @@
-"""Commands that measure: they write a result into the run's folder, and draw it."""
+"""Commands that measure: they write a result into the folder of the run, and draw it."""
 
 import argparse
 import shutil
@@ -14,6 +14,7 @@ from jaxscape.cli._files import check_replaceable, draw, write
 
 
 def surface(args: argparse.Namespace) -> None:
+    """Measure and draw the loss over a plane."""
     run = js.load_run(args.run)
     out = Path(args.out or run.path / "surface.zarr")
     check_replaceable(out)
@@ -30,7 +31,7 @@ def surface(args: argparse.Namespace) -> None:
         return  # process 0 writes
     result.attrs |= {"title": f"{name_of(run)}, {args.split}", "split": args.split}
     write(result, out)
-    shutil.rmtree(out.with_suffix(".partial"), ignore_errors=True)  # the whole result is there
+    shutil.rmtree(out.with_suffix(".partial"), ignore_errors=True)  # the complete result is written
     stem = out.with_suffix("")
     draw(plot.contour(result), stem.with_name(f"{stem.name}_contour.png"))
     draw(plot.surface3d(result), stem.with_name(f"{stem.name}_3d.png"))
@@ -38,6 +39,7 @@ def surface(args: argparse.Namespace) -> None:
 
 
 def line(args: argparse.Namespace) -> None:
+    """Measure and draw the train and the test loss along a line."""
     run = js.load_run(args.run)
     directions = directions_of(args, run.params, 1)
     start, stop = args.range
@@ -60,11 +62,12 @@ def line(args: argparse.Namespace) -> None:
 
 
 def hessian(args: argparse.Namespace) -> None:
+    """Measure and draw the extreme eigenvalues of the Hessian over a plane and, if asked, its spectrum."""
     run = js.load_run(args.run)
     out = Path(args.out or run.path / "hessian.zarr")
     check_replaceable(out)
     ignore: Any = "bias_norm" if args.weights_only else None
-    kept = out.with_suffix(".partial")
+    store = out.with_suffix(".partial")
     result = js.eigenvalue_map(
         run.params,
         run.loss_fn,
@@ -76,7 +79,7 @@ def hessian(args: argparse.Namespace) -> None:
         subset=args.subset,
         ignore=ignore,
         batch_size=args.batch_size,
-        store=kept,
+        store=store,
         seed=args.seed,
     )
     if args.spectrum:
@@ -85,13 +88,13 @@ def hessian(args: argparse.Namespace) -> None:
         )
     if jax.process_index():
         return
-    told = {"title": f"{name_of(run)}, {args.split}", "split": args.split}
-    write(result.assign_attrs(told), out)
-    shutil.rmtree(kept)  # the whole result is there
-    draw(plot.eigenvalue_map(result.assign_attrs(told)), out.with_suffix(".png"))
+    attrs_of_run = {"title": f"{name_of(run)}, {args.split}", "split": args.split}
+    write(result.assign_attrs(attrs_of_run), out)
+    shutil.rmtree(store)  # the complete result is written
+    draw(plot.eigenvalue_map(result.assign_attrs(attrs_of_run)), out.with_suffix(".png"))
     if args.spectrum:
-        write(density.assign_attrs(told), run.path / "spectrum.zarr")
-        draw(plot.spectrum(density.assign_attrs(told)), run.path / "spectrum.png")
+        write(density.assign_attrs(attrs_of_run), run.path / "spectrum.zarr")
+        draw(plot.spectrum(density.assign_attrs(attrs_of_run)), run.path / "spectrum.png")
     points, attrs = result.ratio.size, result.attrs
     print(
         f"{points} points in {attrs['seconds']:.1f} s, {int(result.num_matvecs.sum())} products, eigenvalues from "
@@ -102,25 +105,25 @@ def hessian(args: argparse.Namespace) -> None:
 
 
 def directions_of(args: argparse.Namespace, params: Any, num: int) -> js.Directions:
-    """The random directions that were asked for."""
+    """The random directions that the options describe."""
     norm: Any = None if args.norm == "none" else args.norm
     ignore: Any = None if args.ignore == "none" else args.ignore or "bias_norm"
     return js.random_directions(args.seed, params, num=num, norm=norm, ignore=ignore)
 
 
 def _plane(args: argparse.Namespace) -> js.Grid:
-    """``--points`` of one axis are those of both."""
+    """The grid of the plane; one number in ``--points`` is the number of points along both axes."""
     num_alpha, num_beta = args.points if len(args.points) == 2 else args.points * 2
     return js.Grid.plane((*args.range, num_alpha), (*args.range, num_beta))
 
 
 def partial(out: Path, args: argparse.Namespace) -> Path | None:
-    """Where exact points are kept until the result is whole."""
+    """The folder that stores exact points until the result is complete; None with a tolerance."""
     return out.with_suffix(".partial") if args.rtol is None else None
 
 
 def evaluating(args: argparse.Namespace) -> dict[str, Any]:
-    """How the loss is to be evaluated."""
+    """The options of `surface` that say how the loss is evaluated."""
     return {
         "rtol": args.rtol,
         "atol": args.atol,
@@ -130,16 +133,17 @@ def evaluating(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def data_of(run: Any, split: str) -> Any:
-    """A split of the run's data."""
+    """The train or the test split of a run."""
     return run.data if split == "train" else run.test_data
 
 
 def name_of(run: Any) -> str:
-    """The network."""
+    """The name of the network of a run."""
     return run.config["arch"] + (" without shortcuts" if run.config["noshort"] else "")
 
 
 def _summary(result: xr.Dataset) -> str:
+    """One line with the number of points, the time and the loss at the center."""
     points, seconds = result.loss.size, result.attrs["seconds"]
     return (
         f"{points} points in {seconds:.1f} s ({points / max(seconds, 1e-3):.3g} points/s), "

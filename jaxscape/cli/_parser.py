@@ -1,4 +1,4 @@
-"""What can be asked for."""
+"""The parser of the command line."""
 
 import argparse
 from typing import Any
@@ -12,7 +12,7 @@ def _batch_size(text: str) -> Any:
 
 
 def _points(text: str) -> list[int]:
-    """``51`` or ``51x31``."""
+    """Parse a number of points: ``51`` or ``51x31``."""
     parts = text.split("x")
     if len(parts) > 2 or not all(part.isdecimal() for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of points; expected e.g. 51 or 51x31")
@@ -20,7 +20,7 @@ def _points(text: str) -> list[int]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """All commands; ``args.command(args)`` runs the one that was asked for."""
+    """The parser of all commands; ``args.command(args)`` runs the chosen command."""
     parser = argparse.ArgumentParser(prog="jaxscape", description="Measure and draw the loss landscape of a run.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -83,13 +83,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_measuring(parser: argparse.ArgumentParser, command: Any) -> None:
-    """What surface and line have in common."""
+    """Add the options that ``surface`` and ``line`` share."""
     _add_plane(parser, command)
     _add_tolerance(parser)
 
 
 def _add_plane(parser: argparse.ArgumentParser, command: Any) -> None:
-    """What everything in random directions around one run has in common."""
+    """Add the options of all commands that use random directions around one run."""
     parser.set_defaults(command=command)
     parser.add_argument("run", metavar="RUN", help="a run's folder, made by train.py")
     parser.add_argument("--range", type=float, nargs=2, default=(-1.0, 1.0), metavar=("LO", "HI"), help="default: -1 1")
@@ -98,17 +98,17 @@ def _add_plane(parser: argparse.ArgumentParser, command: Any) -> None:
 
 
 def _add_ignore(parser: argparse.ArgumentParser, ignore: str | None) -> None:
-    """What directions are made by."""
+    """Add the options that define the directions."""
     parser.add_argument("--seed", type=int, default=0, help="of the random directions (default: 0)")
     norms = ("filter", "layer", "weight", "dfilter", "dlayer", "none")
     parser.add_argument("--norm", choices=norms, default="filter", help="of the directions (default: filter)")
     ignored = ("bias_norm", "none")
-    told = ignore or "bias_norm for random directions, none for principal ones"
-    parser.add_argument("--ignore", choices=ignored, default=ignore, help=f"leaves left alone (default: {told})")
+    default = ignore or "bias_norm for random directions, none for principal ones"
+    parser.add_argument("--ignore", choices=ignored, default=ignore, help=f"leaves left alone (default: {default})")
 
 
 def _add_evaluating(parser: argparse.ArgumentParser) -> None:
-    """How a loss is evaluated."""
+    """Add the options that say how the loss is evaluated."""
     parser.add_argument(
         "--batch-size",
         type=_batch_size,
@@ -122,7 +122,7 @@ def _add_evaluating(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_tolerance(parser: argparse.ArgumentParser) -> None:
-    """How exactly."""
+    """Add the options for the tolerance and the precision."""
     parser.add_argument("--rtol", type=float, metavar="X", help="relative standard error to reach (default: exact)")
     parser.add_argument("--atol", type=float, default=0.0, metavar="X", help="absolute one, with --rtol (default: 0)")
     parser.add_argument("--compute-dtype", choices=tuple(PRECISIONS), help="precision (default: JAX's setting)")

@@ -1,4 +1,4 @@
-"""Commands that show what there is."""
+"""Commands that show results and runs which exist already."""
 
 import argparse
 from pathlib import Path
@@ -16,6 +16,7 @@ _PICTURES = (".png", ".pdf", ".svg")
 
 
 def plot_results(args: argparse.Namespace) -> None:
+    """Draw one result, or several in one picture."""
     results = [read(Path(file)) for file in args.files]
     named = dict(zip(_titles(args, results), results, strict=True))
     kind: Any = args.kind or _default_kind(results[0], args)
@@ -28,8 +29,8 @@ def plot_results(args: argparse.Namespace) -> None:
         picture = plot.spectrum(result.assign_attrs(title=title))
     elif kind == "trajectory":
         title, result = next(iter(named.items()))
-        one: Any = result.assign_attrs(title=title)
-        picture = plot.trajectories(named, **options) if len(named) > 1 else plot.trajectory(one, **options)
+        titled: Any = result.assign_attrs(title=title)
+        picture = plot.trajectories(named, **options) if len(named) > 1 else plot.trajectory(titled, **options)
     elif kind == "eigenvalue_map":
         title, result = next(iter(named.items()))
         signed = {"signed": args.signed}
@@ -47,6 +48,7 @@ def plot_results(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
+    """Print a table of runs, and the pictures in their folders."""
     runs = [js.load_run(run) for run in args.runs]
     header = "run", "arch", "shortcuts", "epochs", "params", "train loss", "train err %", "test loss", "test err %"
     rows = [header, *map(_report_row, runs)]
@@ -70,7 +72,7 @@ def _report_row(run: Any) -> tuple[str, ...]:
 
 
 def _default_kind(result: xr.Dataset, args: argparse.Namespace) -> str:
-    """By what the result holds; of a metric that it lacks the plot itself tells."""
+    """The kind of picture that fits the variables of a result; the plot itself refuses a metric that is missing."""
     for kind, variable in (("spectrum", "density"), ("eigenvalue_map", "min_eigenvalue")):
         if variable in result and args.metric not in result:
             return kind
@@ -81,7 +83,7 @@ def _default_kind(result: xr.Dataset, args: argparse.Namespace) -> str:
 
 
 def _titles(args: argparse.Namespace, results: list[xr.Dataset]) -> list[str]:
-    """Those asked for; else those of the results, if they tell them apart; else the files."""
+    """The titles in ``--titles``; without them the titles of the results, if they are distinct; else the files."""
     if args.titles:
         if len(args.titles) != len(results):
             raise ValueError(f"--titles has {len(args.titles)} titles for {len(results)} files; expected one for each.")

@@ -1,4 +1,4 @@
-"""The path of training: one run in its principal plane, several side by side or in one plane."""
+"""The command ``trajectory``: one run in its principal plane, or several runs side by side or in one plane."""
 
 import argparse
 import dataclasses
@@ -17,11 +17,11 @@ from jaxscape.cli._files import check_replaceable, draw, print_table, write
 from jaxscape.cli._measure import data_of, directions_of, evaluating, name_of, partial
 
 DIRECTIONS = "of the plane: principal, two random ones, or from the end to the start and a random one (default: pca)"
-_TOLD = ("arch", "noshort", "optimizer", "batch_size", "weight_decay", "lr", "momentum", "loss", "dataset", "seed")
+_OPTIONS = ("arch", "noshort", "optimizer", "batch_size", "weight_decay", "lr", "momentum", "loss", "dataset", "seed")
 
 
 def trajectory(args: argparse.Namespace) -> None:
-    """A result and a picture for each run; of several a picture of all, and a table."""
+    """Write a result and a picture for each run; for several runs also one picture of all. Print a table."""
     runs = [_run(path, args) for path in args.runs]
     suffix = "" if args.directions == "pca" else f"_{args.directions}"
     outs = [run.path / f"trajectory{suffix}.zarr" for run in runs]
@@ -49,7 +49,7 @@ def trajectory(args: argparse.Namespace) -> None:
         results[title] = result.assign_attrs(title=title, split=args.split)
         if not jax.process_index():
             write(results[title], out)
-            shutil.rmtree(out.with_suffix(".partial"), ignore_errors=True)  # the whole result is there
+            shutil.rmtree(out.with_suffix(".partial"), ignore_errors=True)  # the complete result is written
     if jax.process_index():
         return
     for result, out in zip(results.values(), outs, strict=True) if not args.together else ():
@@ -66,6 +66,7 @@ def trajectory(args: argparse.Namespace) -> None:
 
 
 def _run(path: str, args: argparse.Namespace) -> Any:
+    """Load a run; with ``--steps`` its checkpoints are those between the epochs."""
     run = js.load_run(path)
     if not args.steps:
         return run
@@ -75,7 +76,7 @@ def _run(path: str, args: argparse.Namespace) -> Any:
 
 
 def _plane(args: argparse.Namespace, runs: list[Any]) -> dict[str, Any]:
-    """Directions and, for several runs, the origin; nothing where a run's own principal plane is asked for."""
+    """The directions and, for several runs, the origin; empty for one run in its principal plane."""
     paths = [run.checkpoints.with_batch_stats() if args.batch_stats else run.checkpoints for run in runs]
     origin = paths[0][-1]
     together = {"origin": origin} if len(runs) > 1 else {}
@@ -87,26 +88,27 @@ def _plane(args: argparse.Namespace, runs: list[Any]) -> dict[str, Any]:
         directions = directions_of(args, origin, 2)
     else:
         both = [js.direction_between(origin, paths[0][0]), directions_of(args, origin, 1)]
-        told = (("directions", "solution"), ("axis_labels", "end to start | random direction"))
-        directions = js.Directions(js.Directions.stack(both).basis, recipe=told)
+        recipe = (("directions", "solution"), ("axis_labels", "end to start | random direction"))
+        directions = js.Directions(js.Directions.stack(both).basis, recipe=recipe)
     return {"directions": directions, **together}
 
 
 def _ignore(args: argparse.Namespace) -> Any:
-    """Principal directions are of all leaves, unless it was said otherwise."""
+    """The leaves to leave out of principal directions: none, unless ``--ignore`` says otherwise."""
     return None if args.ignore == "none" else args.ignore
 
 
 def _titles(runs: list[Any]) -> list[str]:
-    """What the runs differ in; the folders, if that does not tell them apart."""
-    differ = [name for name in _TOLD if len({run.config.get(name) for run in runs}) > 1]
-    titles = [", ".join(_told(run, name) for name in differ) for run in runs]
+    """Titles of the options in which the runs differ; the folders, if these titles are not distinct."""
+    differ = [name for name in _OPTIONS if len({run.config.get(name) for run in runs}) > 1]
+    titles = [", ".join(_described(run, name) for name in differ) for run in runs]
     if len(runs) == 1:
         return [name_of(runs[0])]
     return titles if len(set(titles)) == len(titles) else [str(run.path) for run in runs]
 
 
-def _told(run: Any, name: str) -> str:
+def _described(run: Any, name: str) -> str:
+    """An option of a run in words, for a title."""
     value = run.config.get(name)
     if name == "noshort":
         return "without shortcuts" if value else "with shortcuts"
@@ -115,6 +117,7 @@ def _told(run: Any, name: str) -> str:
 
 
 def _print(results: dict[str, xr.Dataset]) -> None:
+    """Print a table with the shares of the variance and the losses of each path."""
     header = "run", "1st PC %", "2nd PC %", "in plane %", "off plane", "true loss", "in-plane loss", "checkpoints"
     rows: list[tuple[str, ...]] = [header]
     for title, result in results.items():

@@ -1,7 +1,8 @@
-"""A function transform that writes convolutions, and what is between them, in the form that is fastest.
+"""A function transform that rewrites convolutions, and the elementwise operations between them, in their fastest form.
 
-`fast_convolutions` changes any function, whichever library wrote it, and leaves what it does not know to be faster as
-it is; `evaluate` does the same to a jaxpr; `compiler_options` are for the `jax.jit` around them.
+`fast_convolutions` transforms any function, whichever library wrote it. It leaves an operation unchanged unless
+another form is known to be faster. `evaluate` does the same to a jaxpr. `compiler_options` gives the options for the
+`jax.jit` around the transformed function.
 """
 
 from jaxscape.convolution._transform import compiler_options, evaluate, fast_convolutions, has_native_convolution

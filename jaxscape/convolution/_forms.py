@@ -1,7 +1,7 @@
-"""The forms of a convolution, and which of them is fastest for its shape on a CPU.
+"""The forms of a convolution, and the choice of the fastest form for its shape on a CPU.
 
-XLA's convolution there collapses on small images (2x2 pixels, 64 channels: 17 GFLOP/s, where a matrix product reaches
-146 to 230 on the same two cores), and its gradient is 8 to 15 times slower inside a loop than alone (jax-ml/jax issue
+XLA's convolution is slow on small images on a CPU (2x2 pixels, 64 channels: 17 GFLOP/s, where a matrix product reaches
+146 to 230 on the same two cores). Its gradient is 8 to 15 times slower inside a loop than outside (jax-ml/jax issue
 12868). A matrix product has neither flaw.
 """
 
@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 
 class Spec(NamedTuple):
-    """A convolution, and the shapes of its operands in the order batch, space..., features / space..., in, out."""
+    """The parameters of a convolution, as its equation in a jaxpr has them."""
 
     strides: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
@@ -32,6 +32,7 @@ class Spec(NamedTuple):
 
     @classmethod
     def of(cls, eqn: Any) -> "Spec":
+        """Read the parameters of an equation ``conv_general_dilated``."""
         p, out = eqn.params, eqn.outvars[0].aval.shape
         return cls(
             p["window_strides"],
@@ -46,23 +47,23 @@ class Spec(NamedTuple):
         )
 
     def operands(self, x: Array, kernel: Array) -> tuple[Array, Array]:
-        """Transposed to batch, space..., features and space..., in, out."""
+        """Transpose the images to (batch, space..., features) and the kernel to (space..., in, out)."""
         (batch, feature, *space), (out, inner, *taps) = self.dimension_numbers[:2]
         return x.transpose(batch, *space, feature), kernel.transpose(*taps, inner, out)
 
     def result(self, y: Array) -> Array:
-        """From batch, space..., features to the order that was asked for."""
+        """Transpose the result from (batch, space..., features) to the order of the convolution's output."""
         batch, feature, *space = self.dimension_numbers.out_spec
         order = (batch, *space, feature)
         return y.transpose(*(order.index(a) for a in range(len(order))))
 
 
 Form = Callable[[Array, Array, Spec], Array]
-PART = 2**18  # numbers of a batch, a MB in float32, for which the gradient of a kernel is fastest
+PART = 2**18  # numbers in one part of a batch (1 MB in float32); the gradient of a kernel is fastest at this size
 
 
 def _native(x: Array, kernel: Array, spec: Spec) -> Array:
-    """XLA's own convolution."""
+    """Compute the convolution with XLA's operation, which is not rewritten."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -77,13 +78,22 @@ def _native(x: Array, kernel: Array, spec: Spec) -> Array:
 
 
 def form_of(eqn: Any, in_loop: bool) -> Callable[[Array, Array], Array] | None:
-    """The fastest form of a convolution on a CPU, of the same operands; None for the native one."""
+    """Choose the fastest form of a convolution on a CPU.
+
+    Args:
+        eqn: The equation of the convolution.
+        in_loop: Whether the equation is inside a loop.
+
+    Returns:
+        A function of the same operands; None: XLA's native convolution is the fastest.
+    """
     spec = Spec.of(eqn)
     form = _fastest(eqn, spec, in_loop)
     return (lambda x, kernel: form(x, kernel, spec)) if form else None
 
 
 def _fastest(eqn: Any, spec: Spec, in_loop: bool) -> Form | None:
+    """Choose a form by the shapes of the operands; None: XLA's native convolution."""
     x, kernel = (v.aval for v in eqn.invars)
     floating = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype == kernel.dtype
     if not floating or eqn.params["batch_group_count"] != 1 or 0 in (*x.shape, *kernel.shape, *spec.out_space):
@@ -92,12 +102,13 @@ def _fastest(eqn: Any, spec: Spec, in_loop: bool) -> Form | None:
         return as_parts if len(_parts(x)) > 1 else None
     space = math.prod(x.shape[a] for a in spec.dimension_numbers.lhs_spec[2:])
     taps = math.prod(kernel.shape[a] for a in spec.dimension_numbers.rhs_spec[2:])
-    if space <= taps:  # the matrix has no more entries to multiply than the sum over the taps has
+    if space <= taps:  # the matrix product needs no more multiplications than the sum over the taps
         return as_matrix
     if in_loop:
         return as_patches if taps <= math.prod(spec.out_space) else as_matrix
-    # Two cores, 32x32 pixels: 3 features to 16 by 3x3 taps 33 GFLOP/s natively, 77 as patches; 16 to 32 by one tap
-    # and stride 2, 76 and 123. Beyond 9 taps the patches would take more memory than the image is worth.
+    # Measured on two cores with 32x32 pixels: from 3 to 16 features with 3x3 taps, the native convolution reaches
+    # 33 GFLOP/s and patches reach 77; from 16 to 32 features with one tap and stride 2, they reach 76 and 123.
+    # With more than 9 taps, the patches would need too much memory compared with the image.
     few = kernel.shape[spec.dimension_numbers.rhs_spec[1]] <= 4 and taps <= 9
     if spec.groups == 1 and (few or taps == 1):
         return as_patches
@@ -105,23 +116,24 @@ def _fastest(eqn: Any, spec: Spec, in_loop: bool) -> Form | None:
 
 
 def _has_pairs(spec: Spec, kernel: tuple[int, ...]) -> bool:
-    """Whether a convolution has so few output features that two pixels at once are faster, and pixels that pair up."""
+    """Whether `as_pairs` is faster (few output features), and whether the output pixels can be grouped in pairs."""
     width, features = kernel[spec.dimension_numbers.rhs_spec[-1]], kernel[spec.dimension_numbers.rhs_spec[0]]
     adjacent = spec.strides[-1] == spec.lhs_dilation[-1] == spec.rhs_dilation[-1] == spec.groups == 1
     return adjacent and features <= 16 and width >= 3 and spec.out_space[-1] % 2 == 0
 
 
 def as_pairs(x: Array, kernel: Array, spec: Spec) -> Array:
-    """A native convolution that makes two neighbouring pixels at once, as twice the output features.
+    """Compute two neighbouring pixels at once, with a native convolution that has twice the output features.
 
-    On a CPU with 16 floats in a register, 16 features leave the matrix product that Eigen makes of a convolution too
-    narrow: at 32x32 pixels, 16 features, pairs reach 100 GFLOP/s where single pixels reach 54, though the kernel,
-    one pixel wider, multiplies a third more. From 32 features on it does not pay.
+    Eigen computes a convolution as a matrix product. On a CPU with 16 floats in a register, 16 features make this
+    matrix product too narrow: at 32x32 pixels and 16 features, pairs reach 100 GFLOP/s and single pixels reach 54,
+    although the kernel is one pixel wider and needs a third more multiplications. With 32 or more features, pairs are
+    not faster.
 
-    Its derivative is that of the single pixels: the gradient of a convolution with strides is slow.
+    The derivative uses the convolution of single pixels, because the gradient of a convolution with strides is slow.
 
     Returns:
-        What the convolution gives, to rounding.
+        The result of the convolution, up to rounding.
     """
     return _pairs(spec)(x, kernel)
 
@@ -160,25 +172,26 @@ def _pairs(spec: Spec) -> Callable[[Array, Array], Array]:
 
 
 def _sums_over_batch(spec: Spec) -> bool:
-    """Whether it is the gradient of a kernel: the features it sums over are the examples, the first axis."""
+    """Whether the convolution is the gradient of a kernel: then it sums over the examples, which are the first axis."""
     return spec.dimension_numbers.lhs_spec[1] == 0 and spec.groups == 1
 
 
 def _parts(x: Any) -> list[tuple[int, int]]:
-    """Where the parts of a batch, of at most PART numbers each, start and end."""
+    """The start and the end of each part of a batch; a part has at most PART numbers."""
     examples = x.shape[0]
     size = max(1, PART * examples // math.prod(x.shape))
     return [(i, min(i + size, examples)) for i in range(0, examples, size)]
 
 
 def as_parts(x: Array, kernel: Array, spec: Spec) -> Array:
-    """The gradient of a kernel, summed over parts of the batch that a core's cache holds.
+    """Compute the gradient of a kernel as a sum over parts of the batch that fit into the cache of a core.
 
-    64 images of 32x32 pixels, 16 features: 45 GFLOP/s at once and 80 to 104 in parts; of 16x16 pixels, 32 features:
-    65 to 80 and 125 to 136. In other forms (patches, whole rows, blocks of pixels) it was slower.
+    Measured on 64 images: with 32x32 pixels and 16 features, 45 GFLOP/s as one convolution and 80 to 104 in parts;
+    with 16x16 pixels and 32 features, 65 to 80 and 125 to 136. Other forms (patches, whole rows, blocks of pixels)
+    were slower.
 
     Returns:
-        What the convolution gives, to rounding.
+        The result of the convolution, up to rounding.
     """
     examples = spec.dimension_numbers.rhs_spec[1]
     parts = [
@@ -188,13 +201,14 @@ def as_parts(x: Array, kernel: Array, spec: Spec) -> Array:
 
 
 def as_matrix(x: Array, kernel: Array, spec: Spec) -> Array:
-    """One matrix product over all pixels and features; the matrix holds the kernel, shifted for each output pixel.
+    """Compute the convolution as one matrix product over all pixels and features.
 
-    Output pixel ``o`` sees input pixel ``i`` through tap ``t`` where ``t * rhs_dilation = i * lhs_dilation - o *
-    stride + padding``: for a fixed o the taps are a strided window of the zero-padded kernel.
+    The matrix holds a shifted copy of the kernel for each output pixel. Tap ``t`` connects output pixel ``o`` with
+    input pixel ``i`` where ``t * rhs_dilation = i * lhs_dilation - o * stride + padding``. For a fixed o the taps are
+    therefore a strided window of the zero-padded kernel.
 
     Returns:
-        What the convolution gives, to rounding.
+        The result of the convolution, up to rounding.
     """
     x, kernel = spec.operands(x, kernel)
     space, rank = x.shape[1:-1], x.ndim - 2
@@ -218,13 +232,13 @@ def as_matrix(x: Array, kernel: Array, spec: Spec) -> Array:
 
 
 def as_patches(x: Array, kernel: Array, spec: Spec) -> Array:
-    """One matrix product of the patch around each output pixel with the kernel."""
+    """Compute the convolution as one matrix product of the kernel with the patch around each output pixel."""
     x, kernel = spec.operands(x, kernel)
     taps, rank = kernel.shape[:-2], x.ndim - 2
     zero = jnp.zeros((), x.dtype)
     widths = [(max(lo, 0), max(hi, 0), d - 1) for (lo, hi), d in zip(spec.padding, spec.lhs_dilation, strict=True)]
     x = lax.pad(x, zero, [(0, 0, 0), *widths, (0, 0, 0)])
-    cut = [max(-lo, 0) for lo, _ in spec.padding]  # negative padding, as gradients of strided convolutions have it
+    cut = [max(-lo, 0) for lo, _ in spec.padding]  # negative padding: gradients of strided convolutions have it
     patches = []
     for tap in itertools.product(*map(range, taps)):
         start = [c + t * d for c, t, d in zip(cut, tap, spec.rhs_dilation, strict=True)]

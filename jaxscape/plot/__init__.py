@@ -1,10 +1,10 @@
-"""Pictures of results: each function takes a result and gives matplotlib axes.
+"""Pictures of results: each function takes a result and returns matplotlib axes.
 
 >>> ax = contour(result)  # doctest: +SKIP
 >>> save(ax, "surface.pdf")  # doctest: +SKIP
 
-Nothing here computes a loss or touches global settings. Points that are not finite are hatched or crossed and
-counted on the axes; points above ``loss_max`` are counted as well.
+Nothing here computes a loss or changes global settings. Points that are not finite are hatched or crossed, and their
+number is written on the axes. The number of points above ``loss_max`` is written there too.
 """
 
 from jaxscape.plot._curvature import eigenvalue_map, spectrum

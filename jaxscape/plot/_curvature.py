@@ -1,4 +1,4 @@
-"""Curvature: both ends of the Hessian's spectrum over a plane, and the density of its eigenvalues."""
+"""Curvature: the smallest and the largest eigenvalue of the Hessian over a plane, and the density of eigenvalues."""
 
 import numpy as np
 import xarray as xr
@@ -10,7 +10,7 @@ from jaxscape.plot._several import Results, named
 from jaxscape.plot._style import add_note, new_axes, number, style
 from jaxscape.plot._surfaces import compare, heatmap
 
-_DECADES = 6  # of the density that are shown below its peak: under them is the rounding of the quadrature
+_DECADES = 6  # decades of the density that are shown below its peak; smaller values are rounding of the quadrature
 _NAMED = 6  # outliers that have a label
 
 
@@ -21,39 +21,45 @@ def eigenvalue_map(
     signed: bool = False,
     ratio_max: float | None = None,
 ) -> Axes | Figure:
-    """How convex the loss is at every point of a plane (paper figure 7): ``abs(min / max)`` eigenvalue, or signed.
+    """The convexity of the loss over a plane (paper figure 7): the ratio ``abs(min / max)`` of the eigenvalues.
 
-    Near 0 the negative curvatures are small beside the positive ones. Points that did not converge have a dot.
+    A ratio near 0 means that negative curvatures are small compared with the positive ones. A dot marks a point whose
+    eigenvalues did not converge.
 
     Args:
-        result: What `jaxscape.eigenvalue_map` gave; or title -> result, or a list of results (whose
-            titles are ``attrs["title"]``, or else the places in the list, from 0 on), drawn side by side on one scale.
-        ax: Where to draw one result; None: a new figure.
-        signed: Draw ``min / max`` instead, blue where it is negative (the Hessian is indefinite), red where positive.
-        ratio_max: The end of the colours; larger ratios are counted. None: all are spanned.
+        result: The result of `jaxscape.eigenvalue_map`; or several results, drawn side by side on one scale: a
+            mapping from title to result, or a list. The titles of a list are ``attrs["title"]`` of its results, or
+            their indices if these titles are missing or repeat.
+        ax: The axes for a single result; None: a new figure.
+        signed: Whether to draw ``min / max`` with its sign: blue where it is negative (the Hessian is indefinite), red
+            where it is positive.
+        ratio_max: The largest ratio that the colours show; larger ratios are counted. None: the colours span all
+            ratios.
 
     Returns:
-        The axes; of several results the figure.
+        The axes; for several results, the figure.
 
     Raises:
-        ValueError: The result is no map of eigenvalues over a plane, ``ratio_max`` is not positive, or axes were given
-            for several results.
-        TypeError: This is no result, mapping or list of results.
+        ValueError: The result is not a map of eigenvalues over a plane, ``ratio_max`` is not positive, or ``ax`` is
+            given for several results.
+        TypeError: ``result`` is not a result, a mapping or a list of results.
     """
     several, maps = not isinstance(result, xr.Dataset), named(result, "result")
     if several and ax is not None:
         raise ValueError("ax is given for several maps; draw one at a time into axes.")
     if ratio_max is not None and not ratio_max > 0:
         raise ValueError(f"ratio_max is {ratio_max}, expected a positive number.")
-    for one in maps.values():
-        if "min_eigenvalue" not in one or "max_eigenvalue" not in one:
+    for dataset in maps.values():
+        if "min_eigenvalue" not in dataset or "max_eigenvalue" not in dataset:
             raise ValueError(
-                f"result has the variables {sorted(map(str, one.data_vars))}, expected those of js.eigenvalue_map."
+                f"result has the variables {sorted(map(str, dataset.data_vars))}, expected those of js.eigenvalue_map."
             )
     metric = SIGNED if signed else "ratio"
     if signed:
-        maps = {t: one.assign({SIGNED: one.min_eigenvalue / one.max_eigenvalue}) for t, one in maps.items()}
-    values = np.concatenate([field(one, metric).z.ravel() for one in maps.values()])
+        maps = {
+            t: dataset.assign({SIGNED: dataset.min_eigenvalue / dataset.max_eigenvalue}) for t, dataset in maps.items()
+        }
+    values = np.concatenate([field(dataset, metric).z.ravel() for dataset in maps.values()])
     levels = _levels(values, signed, ratio_max)
     if several:
         return compare(maps, "heatmap", metric=metric, levels=levels, log=False)
@@ -61,7 +67,7 @@ def eigenvalue_map(
 
 
 def _levels(values: np.ndarray, signed: bool, top: float | None) -> np.ndarray:
-    """Round levels from 0, or on both sides of it."""
+    """Round levels from 0 to the largest value; if signed, from minus to plus the largest absolute value."""
     finite = np.abs(values[np.isfinite(values)])
     end = top or (float(finite.max()) if finite.size and finite.max() > 0 else 1.0)
     if not top:
@@ -71,22 +77,22 @@ def _levels(values: np.ndarray, signed: bool, top: float | None) -> np.ndarray:
 
 
 def spectrum(result: xr.Dataset, ax: Axes | None = None, *, outliers: int = 3) -> Axes:
-    """The density of the Hessian's eigenvalues on a logarithmic scale, with two standard errors.
+    """The density of the Hessian's eigenvalues on a logarithmic scale, with a band of two standard errors.
 
-    Ticks under the curve are the Ritz values of all probes, longer the more weight they have. The outliers are named:
-    the largest and, if it is negative, the smallest Ritz value, and those next to them that stand apart by more than
-    three widths of the density's Gaussians.
+    Ticks under the curve are the Ritz values of all probes; a tick is longer if its Ritz value has more weight. The
+    outliers are labelled with their values. Outliers are the largest Ritz value, the smallest one if it is negative,
+    and those next to them that are separated by more than three widths of the density's Gaussians.
 
     Args:
-        result: What `jaxscape.spectral_density` gave.
-        ax: Where to draw; None: a new figure.
-        outliers: How many are named at each end, at most.
+        result: The result of `jaxscape.spectral_density`.
+        ax: The axes to draw into; None: a new figure.
+        outliers: The largest number of outliers that are labelled at each end.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: The result is no density, or ``outliers`` is negative.
+        ValueError: The result is not a spectral density, or ``outliers`` is negative.
     """
     if "density" not in result or "ritz_value" not in result:
         raise ValueError(
@@ -94,7 +100,7 @@ def spectrum(result: xr.Dataset, ax: Axes | None = None, *, outliers: int = 3) -
         )
     if outliers < 0:
         raise ValueError(f"outliers is {outliers}, expected at least 0.")
-    at, density, error = (result[name].values for name in ("eigenvalue", "density", "density_stderr"))
+    eigenvalues, density, error = (result[name].values for name in ("eigenvalue", "density", "density_stderr"))
     nodes, weights = result.ritz_value.values.ravel(), result.ritz_weight.values.ravel()
     with style():
         ax = new_axes() if ax is None else ax
@@ -103,24 +109,26 @@ def spectrum(result: xr.Dataset, ax: Axes | None = None, *, outliers: int = 3) -
             add_note(ax, "the density is not finite")
             return ax
         top = float(np.nanmax(density))
-        floor = 10.0 ** np.floor(np.log10(max(top * 10.0**-_DECADES, 0.1 / (result.attrs["num_params"] * np.ptp(at)))))
+        floor = 10.0 ** np.floor(
+            np.log10(max(top * 10.0**-_DECADES, 0.1 / (result.attrs["num_params"] * np.ptp(eigenvalues))))
+        )
         shown = np.maximum(density, floor)
-        ax.plot(at, shown, color="tab:blue", lw=1.2)
+        ax.plot(eigenvalues, shown, color="tab:blue", lw=1.2)
         ax.fill_between(
-            at,
+            eigenvalues,
             np.maximum(density - 2 * error, floor),
             np.maximum(density + 2 * error, floor),
             color="tab:blue",
             alpha=0.2,
             lw=0,
         )
-        room = 0.04 * np.ptp(at)  # for the labels of both ends
-        ax.set(xlim=(at[0] - room, at[-1] + room), ylim=(floor, 10 * top))
+        room = 0.04 * np.ptp(eigenvalues)  # space for the labels at both ends
+        ax.set(xlim=(eigenvalues[0] - room, eigenvalues[-1] + room), ylim=(floor, 10 * top))
         lengths = 0.01 + 0.05 * np.clip(1 + np.log10(np.maximum(weights, 1e-12)) / 6, 0, 1)
         ax.vlines(nodes, 0, lengths, color="0.35", lw=0.5, transform=ax.get_xaxis_transform())
-        named = _outliers(nodes, weights, float(result.attrs["sigma"]), outliers)
-        for value in named:
-            height = float(np.interp(value, at, shown))
+        outlier_values = _outliers(nodes, weights, float(result.attrs["sigma"]), outliers)
+        for value in outlier_values:
+            height = float(np.interp(value, eigenvalues, shown))
             ax.annotate(
                 number(float(f"{value:.3g}")),
                 (value, height),
@@ -136,16 +144,16 @@ def spectrum(result: xr.Dataset, ax: Axes | None = None, *, outliers: int = 3) -
     return ax
 
 
-def _outliers(nodes: np.ndarray, weights: np.ndarray, sigma: float, most: int) -> list[float]:
-    """Clusters of Ritz values at the ends, apart from the rest by more than three widths; their weighted means."""
+def _outliers(nodes: np.ndarray, weights: np.ndarray, sigma: float, limit: int) -> list[float]:
+    """The weighted means of the clusters of Ritz values at both ends; more than three widths separate two clusters."""
     order = np.argsort(nodes)
     nodes, weights = nodes[order], np.maximum(weights[order], 1e-300)
     groups = np.split(np.arange(len(nodes)), 1 + np.flatnonzero(np.diff(nodes) > 3 * sigma))
     bulk = int(np.argmax([weights[group].sum() for group in groups]))
     centers = [float(np.average(nodes[group], weights=weights[group])) for group in groups]
-    centers[0], centers[-1] = float(nodes[0]), float(nodes[-1])  # the ends themselves: no mean hides them
+    centers[0], centers[-1] = float(nodes[0]), float(nodes[-1])  # at the ends the extreme Ritz values, not the means
     if len(groups) == 1:
         centers, bulk = [float(nodes[0]), 0.0, float(nodes[-1])], 1
     above = centers[:bulk:-1] or [float(nodes[-1])]
     below = [value for value in centers[:bulk] or [float(nodes[0])] if value < 0]
-    return sorted({*below[:most], *above[:most]})
+    return sorted({*below[:limit], *above[:limit]})

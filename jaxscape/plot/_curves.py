@@ -13,7 +13,7 @@ from jaxscape.plot._scale import choose
 from jaxscape.plot._several import Results, named
 from jaxscape.plot._style import add_note, count_note, join_notes, new_axes, style
 
-_LEFT, _RIGHT = "tab:blue", "tab:red"  # loss and accuracy, as the paper draws its lines
+_LEFT, _RIGHT = "tab:blue", "tab:red"  # the paper's colours of loss and accuracy
 _DASHES = ("-", "--", ":", "-.")
 _SPLITS = ("train", "test")
 _COLUMNS = ("epoch", "lr", "train_loss", "train_error", "test_loss", "test_error")
@@ -29,22 +29,24 @@ def line(
 ) -> Axes:
     """A metric along one direction, with a band of two standard errors (paper figures 2 and 3).
 
-    Accuracy, or else error, is drawn against a second axis on the right when a result has it.
+    If a result has the accuracy, it is drawn against a second axis on the right; otherwise the error, if there is one.
 
     Args:
-        results: A result over one dimension; or label -> result, e.g. ``{"train": ..., "test": ...}``; or a list of
-            results, whose labels are ``attrs["title"]``, or else the places in the list, from 0 on.
-        ax: Where to draw; None: a new figure.
+        results: A result over one dimension; or several: a mapping from label to result, for example
+            ``{"train": ..., "test": ...}``, or a list. The labels of a list are ``attrs["title"]`` of its results, or
+            their indices if these titles are missing or repeat.
+        ax: The axes to draw into; None: a new figure.
         metric: The variable on the left axis.
-        log: A logarithmic left axis; None: if the values span more than a factor of 50.
-        loss_max: The top of the left axis; points above it are counted. None: all are shown.
+        log: Whether the left axis is logarithmic; None: it is if the values span more than a factor of 50.
+        loss_max: The top of the left axis; points above it are counted. None: all points are shown.
 
     Returns:
         The left axes.
 
     Raises:
-        ValueError: There are no results, one is not 1-D or has no such metric, or an option does not fit the values.
-        TypeError: This is no result, mapping or list of results.
+        ValueError: There are no results, a result is not 1-D or does not have the metric, or an option does not fit
+            the values.
+        TypeError: ``results`` is not a result, a mapping or a list of results.
     """
     curves = named(results)
     arrays = {name: _one_dimensional(result, metric) for name, result in curves.items()}
@@ -71,15 +73,15 @@ def line(
 
 
 def training_curves(metrics: Mapping[str, Any] | Iterable[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
-    """Loss (left, logarithmic) and error (right, percent) by epoch, with the drops of the learning rate.
+    """Loss (left, logarithmic) and error (right, percent) over the epochs, with the drops of the learning rate.
 
-    A dotted vertical line marks each epoch whose learning rate is at most half of that of the record before.
+    A dotted vertical line marks each epoch whose learning rate is at most half of the rate in the previous record.
 
     Args:
-        metrics: Columns by name, or a record per epoch: ``epoch``, ``lr``, ``train_loss``, ``train_error``,
-            ``test_loss``, ``test_error``, errors in percent. All but ``epoch`` and one loss may be missing; so may
-            single values (None or ""), for epochs that were not evaluated.
-        ax: Where to draw; None: a new figure.
+        metrics: A mapping from name to column, or one record for each epoch. The names are ``epoch``, ``lr``,
+            ``train_loss``, ``train_error``, ``test_loss`` and ``test_error``; errors are in percent. Only ``epoch``
+            and one loss are required. A single value may be missing (None or ""), for an epoch without evaluation.
+        ax: The axes to draw into; None: a new figure.
 
     Returns:
         The left axes.
@@ -107,7 +109,7 @@ def training_curves(metrics: Mapping[str, Any] | Iterable[Mapping[str, Any]], ax
             ax.axvline(epoch, color="0.6", ls=":", lw=0.8, zorder=0)
         keys = [_key(dashes, s) for s, dashes in zip(_SPLITS, _DASHES, strict=False) if f"{s}_loss" in columns]
         keys += [_key(":", "learning rate drops", "0.6")] * bool(len(drops))
-        ax.legend(handles=keys, loc="upper right")  # where falling curves leave room
+        ax.legend(handles=keys, loc="upper right")  # falling curves leave this corner free
         add_note(ax, join_notes(*(_history_note(columns, name) for name in ("train_loss", "test_loss"))))
     return ax
 
@@ -127,7 +129,7 @@ def _key(dashes: str, label: str, colour: str = "0.3") -> Line2D:
 
 
 def _twin(ax: Axes) -> Axes:
-    """An axis on the right, drawn first, so that the legend of the left axes covers the curves of both."""
+    """Add an axis on the right. It is drawn first, so that the legend of the left axes covers the curves of both."""
     right = ax.twinx()
     ax.set_zorder(right.get_zorder() + 1)
     ax.patch.set_visible(False)
@@ -139,23 +141,23 @@ def _cycle(count: int) -> list[str]:
 
 
 def _curve(ax: Axes, result: xr.Dataset, metric: str, colour: str, dashes: str) -> None:
-    """One curve with its band; crosses on the upper edge where it is not finite."""
+    """Draw one curve with its band, and crosses on the upper edge where the curve is not finite."""
     array = pick(result, metric)
     x, y = array[array.dims[0]].values, array.values
-    good = np.isfinite(y)
-    ax.plot(x, np.where(good, y, np.nan), color=colour, ls=dashes, lw=1.2)
+    finite = np.isfinite(y)
+    ax.plot(x, np.where(finite, y, np.nan), color=colour, ls=dashes, lw=1.2)
     if f"{metric}_stderr" in result:
         error = (100 if metric in FRACTIONS else 1) * pick(result, f"{metric}_stderr").values
-        band = np.where(good & np.isfinite(error), error, np.nan)
-        # On a logarithmic axis a band that reaches zero has no lower edge: a decade of it is shown.
+        band = np.where(finite & np.isfinite(error), error, np.nan)
+        # On a logarithmic axis a band that reaches zero has no lower edge: one decade below the curve is shown.
         lower = np.maximum(y - 2 * band, y / 10) if ax.get_yscale() == "log" else y - 2 * band
         ax.fill_between(x, lower, y + 2 * band, color=colour, alpha=0.2, lw=0)
     edge = ax.get_xaxis_transform()  # x in data, y in fractions of the axes
-    ax.plot(x[~good], np.ones((~good).sum()), "x", color=colour, ms=4, transform=edge, clip_on=False)
+    ax.plot(x[~finite], np.ones((~finite).sum()), "x", color=colour, ms=4, transform=edge, clip_on=False)
 
 
 def _right_axis(ax: Axes, curves: Mapping[str, xr.Dataset], metric: str) -> None:
-    """Accuracy, or else error, of the results that have it."""
+    """Draw the accuracy, or if no result has it the error, against a second axis on the right."""
     shown = next((m for m in FRACTIONS if m != metric and any(m in r for r in curves.values())), None)
     if shown is None:
         return
@@ -178,7 +180,7 @@ def _line_note(name: str, array: xr.DataArray, loss_max: float | None) -> str:
 
 
 def _columns(metrics: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Columns of numbers; what was not measured (None, "") becomes a masked entry."""
+    """Columns of numbers; a value that was not measured (None or "") becomes a masked entry."""
     if not isinstance(metrics, Mapping):
         records = list(metrics)
         names = dict.fromkeys(name for record in records for name in record)
@@ -191,13 +193,13 @@ def _numbers(values: Any) -> np.ndarray:
     return np.ma.array([0.0 if m else float(v) for m, v in zip(missing, values, strict=True)], mask=missing)
 
 
-def _history(ax: Axes, columns: Mapping[str, np.ndarray], what: str, colour: str, label: str) -> None:
-    """Train and test curve of one quantity; epochs without a value are left out, not bridged by zeros."""
+def _history(ax: Axes, columns: Mapping[str, np.ndarray], quantity: str, colour: str, label: str) -> None:
+    """Draw the train and the test curve of one quantity; an epoch without a value has no point."""
     for split, dashes in zip(_SPLITS, _DASHES, strict=False):
-        values = columns.get(f"{split}_{what}")
+        values = columns.get(f"{split}_{quantity}")
         if values is not None:
-            there = ~np.ma.getmaskarray(values)
-            ax.plot(columns["epoch"][there], values[there], color=colour, ls=dashes, lw=1.2)
+            measured = ~np.ma.getmaskarray(values)
+            ax.plot(columns["epoch"][measured], values[measured], color=colour, ls=dashes, lw=1.2)
     ax.set_ylabel(label, color=colour)
     ax.tick_params(axis="y", colors=colour, which="both")
 

@@ -1,13 +1,14 @@
-"""From a result to what is drawn: coordinates in ascending order, values, and what the axes mean."""
+"""The values and coordinates that a picture of a result shows, and the labels of its axes."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
-# Metrics that loss_fn gives as fractions of the examples; they are shown in percent, on a linear scale.
+# Metrics that loss_fn returns as fractions of the examples; they are shown in percent, on a linear scale.
 FRACTIONS = ("accuracy", "error")
-# Eigenvalues of a map, which may not have converged; the last changes its sign where the Hessian is indefinite.
+# Variables of an eigenvalue map, which may not have converged; the signed ratio is negative where the Hessian is
+# indefinite.
 SIGNED = "signed_ratio"
 _EIGENVALUES = ("min_eigenvalue", "max_eigenvalue", "ratio", SIGNED)
 _LABELS = {
@@ -21,16 +22,16 @@ _RANK = {"alpha": 0, "beta": 1}  # the axes of a volume follow: axis2, axis3, ..
 
 
 class Field(NamedTuple):
-    """A 2-D result as matplotlib wants it: rows run over y, columns over x, both ascending.
+    """A 2-D result in the form that matplotlib expects: rows run over y, columns over x, both ascending.
 
     Attributes:
         x: Coordinates of the columns.
         y: Coordinates of the rows.
         z: Values, shape ``(len(y), len(x))``, NaN where the result is not finite.
-        labels: Of x, y and z.
-        title: Of the picture, or empty.
-        metric: What the values are.
-        unconverged: Where they are eigenvalues beyond the tolerance asked for.
+        labels: The labels of x, y and z.
+        title: The title of the picture, or empty.
+        metric: The name of the variable that the values belong to.
+        unconverged: A mask like z, true where the values are eigenvalues that did not reach the tolerance.
     """
 
     x: np.ndarray
@@ -43,7 +44,7 @@ class Field(NamedTuple):
 
     @property
     def bad(self) -> np.ndarray:
-        """Where z is not finite."""
+        """A mask, true where z is not finite."""
         return ~np.isfinite(self.z)
 
 
@@ -55,10 +56,10 @@ def field(result: xr.Dataset, metric: str) -> Field:
         metric: One of its variables.
 
     Returns:
-        What is to be drawn.
+        The field to draw.
 
     Raises:
-        ValueError: The result is not 2-D, is too small, or has no such metric.
+        ValueError: The result is not 2-D, is too small, or does not have the metric.
     """
     array = pick(result, metric)
     if array.ndim == 1:
@@ -85,7 +86,7 @@ def field(result: xr.Dataset, metric: str) -> Field:
 
 
 def pick(result: xr.Dataset, metric: str) -> xr.DataArray:
-    """One variable, in the units shown, its dimensions in canonical order and its coordinates ascending.
+    """Take one variable, in the units of the picture, with dimensions in canonical order and ascending coordinates.
 
     Args:
         result: A result over any number of dimensions.
@@ -95,7 +96,7 @@ def pick(result: xr.Dataset, metric: str) -> xr.DataArray:
         The variable.
 
     Raises:
-        ValueError: There is no such variable, or it has no dimension.
+        ValueError: The result does not have the variable, or the variable has no dimension.
     """
     if metric not in result.data_vars:
         raise ValueError(
@@ -109,12 +110,12 @@ def pick(result: xr.Dataset, metric: str) -> xr.DataArray:
 
 
 def axis_label(result: xr.Dataset, dim: Any) -> str:
-    """What a step along one dimension is, as far as the result tells."""
+    """The label of one dimension: its symbol, and the kind of its direction if the result's attrs name it."""
     symbol = _GREEK.get(dim, str(dim))
     kind = result.attrs.get("directions", "")
     if kind == "PCA" and "explained_variance_ratio" in result and dim in _RANK:
         share = float(result.explained_variance_ratio[_RANK[dim]])
-        return f"{('1st', '2nd')[_RANK[dim]]} PC component: {100 * share:.1f} %"  # as the paper has it
+        return f"{('1st', '2nd')[_RANK[dim]]} PC component: {100 * share:.1f} %"  # the paper's label
     if "axis_labels" in result.attrs and dim in _RANK:
         return str(result.attrs["axis_labels"]).split(" | ")[_RANK[dim]]
     if kind != "random":

@@ -1,4 +1,4 @@
-"""Levels and colours: chosen once, for one surface or for several that are to be compared."""
+"""Levels and colours, chosen once for one surface or for several surfaces that are compared."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -11,19 +11,19 @@ from numpy.typing import ArrayLike
 
 from jaxscape.plot._field import FRACTIONS, field
 
-# A linear scale shows a range of about 50: below 1/50 of its height the eye (and 12 levels) sees a flat floor.
+# A linear scale shows a range of about 50: values below 1/50 of its height look like a flat floor (12 levels).
 _STEEP = 50.0
-# Levels within a decade, from coarse to fine; each set is about evenly spaced in the logarithm.
+# The levels within a decade, from coarse to fine; each set is about evenly spaced in the logarithm.
 _MANTISSAS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
 
 
 class Scale(NamedTuple):
-    """How values become levels, colours and heights.
+    """The scale that maps values to levels, colours and heights.
 
     Attributes:
-        levels: Ascending; the first and the last one bound the colours.
+        levels: Ascending levels; the first and the last level bound the colours.
         log: Whether colours and heights follow the logarithm.
-        extend: On which sides there are values beyond the levels.
+        extend: The sides on which there are values outside the levels.
     """
 
     levels: np.ndarray
@@ -31,7 +31,7 @@ class Scale(NamedTuple):
     extend: Literal["neither", "min", "max", "both"]
 
     def norm(self) -> Normalize:
-        """From values to colours."""
+        """The normalization that maps values to colours."""
         return (LogNorm if self.log else Normalize)(self.levels[0], self.levels[-1])
 
 
@@ -46,18 +46,18 @@ def levels(
 
     Args:
         *results: Surfaces over two dimensions.
-        metric: Which variable of them.
-        num: About how many levels.
-        log: Whether they are evenly spaced in the logarithm; None: if the largest value is over 50 times the
-            smallest.
-        loss_max: The last level; None: all values are spanned.
+        metric: The variable of the results.
+        num: The approximate number of levels.
+        log: Whether the levels are evenly spaced in the logarithm; None: they are if the largest value is more than 50
+            times the smallest.
+        loss_max: The last level; None: the levels span all values.
 
     Returns:
         Ascending levels, two or more; in percent for accuracy and error.
 
     Raises:
-        ValueError: There are no results, one is not a surface or has no such metric, ``log`` is True with negative
-            values, ``num`` is below 2, or ``loss_max`` is below all values.
+        ValueError: There are no results, a result is not a surface or does not have the metric, ``log`` is True with
+            negative values, ``num`` is below 2, or ``loss_max`` is below all values.
     """
     if not results:
         raise ValueError("results is empty; expected at least one surface.")
@@ -69,31 +69,32 @@ def levels(
 def choose(
     values: Sequence[np.ndarray],
     metric: str,
-    given: ArrayLike | None,
+    fixed: ArrayLike | None,
     log: bool | None,
     loss_max: float | None,
     num: int = 12,
 ) -> Scale:
-    """The scale for all values together: around the given levels, or around levels chosen here.
+    """Choose one scale for the values of all pictures, with fixed levels or with levels that are chosen here.
 
     Args:
         values: The values of each picture.
-        metric: What they are.
-        given: Ascending levels, or None.
-        log: As in `levels`; None with given levels: if these span more than a factor of 50.
-        loss_max: As in `levels`.
-        num: As in `levels`.
+        metric: The name of the variable that the values belong to.
+        fixed: Ascending levels; None: levels are chosen here.
+        log: Whether the scale is logarithmic; None: it is if the values, or the fixed levels, span more than a factor
+            of 50.
+        loss_max: The last level; None: the levels span all values. Not with fixed levels.
+        num: The approximate number of levels that are chosen here.
 
     Returns:
         The scale.
 
     Raises:
-        ValueError: ``given`` and ``loss_max`` exclude each other, or one of the options does not fit the values.
+        ValueError: Both ``fixed`` and ``loss_max`` are given, or an option does not fit the values.
     """
     finite = np.concatenate([z[np.isfinite(z)] for z in values])
-    if given is not None and loss_max is not None:
+    if fixed is not None and loss_max is not None:
         raise ValueError("levels and loss_max are both given; expected one of them: the last level is the maximum.")
-    chosen = None if given is None else _checked(given)
+    chosen = None if fixed is None else _checked(fixed)
     spanned = finite if chosen is None else chosen
     log = _is_log(spanned, metric, loss_max) if log is None else log
     if log and spanned.size and spanned.min() < 0:
@@ -108,10 +109,10 @@ def choose(
     return Scale(chosen, log, extend)  # type: ignore[arg-type]
 
 
-def _checked(given: ArrayLike) -> np.ndarray:
-    array = np.asarray(given, dtype=float)
+def _checked(levels: ArrayLike) -> np.ndarray:
+    array = np.asarray(levels, dtype=float)
     if array.ndim != 1 or len(array) < 2 or not (np.diff(array) > 0).all():
-        raise ValueError(f"levels is {given!r}, expected two or more ascending numbers.")
+        raise ValueError(f"levels is {levels!r}, expected two or more ascending numbers.")
     return array
 
 
@@ -124,8 +125,8 @@ def _is_log(values: np.ndarray, metric: str, loss_max: float | None) -> bool:
 
 
 def _span(finite: np.ndarray, log: bool, loss_max: float | None, num: int) -> np.ndarray:
-    """Round levels from at or below the smallest to at or above the largest value, the last at loss_max if given."""
-    used = finite[finite > 0] if log else finite  # zeros lie below the first level of a log scale
+    """Round levels that cover the smallest and the largest value; loss_max, if it is smaller, is the last level."""
+    used = finite[finite > 0] if log else finite  # on a log scale zeros are below the first level
     if not used.size:
         return np.array([1.0, 10.0]) if log else np.array([0.0, 1.0])
     low, high = float(used.min()), float(used.max())
@@ -133,7 +134,7 @@ def _span(finite: np.ndarray, log: bool, loss_max: float | None, num: int) -> np
         raise ValueError(f"loss_max is {loss_max:g}, expected more than the smallest value shown, {low:g}.")
     if loss_max is not None and loss_max < high:
         high = loss_max
-    if high - low <= 1e-12 * abs(high):  # constant: a range around it, so that it has a colour
+    if high - low <= 1e-12 * abs(high):  # constant values: span a range around them, to give them a colour
         low, high = (low / 2, high * 2) if log else (low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1))
     ticks = _log_levels(low, high, num) if log else _linear_levels(low, high, num)
     if high == loss_max:
@@ -147,7 +148,7 @@ def _linear_levels(low: float, high: float, num: int) -> np.ndarray:
 
 
 def _log_levels(low: float, high: float, num: int) -> np.ndarray:
-    """The finest set of round levels with no more than num of them, and at least the decades, thinned if need be."""
+    """The finest set of round levels with at most num levels; if the decades are too many, every n-th decade."""
     decades = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
     stride = int(np.ceil(len(decades) / num))
     thinned = decades[0] + stride * np.arange(np.ceil((len(decades) - 1) / stride) + 1)

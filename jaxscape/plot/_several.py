@@ -1,4 +1,4 @@
-"""Several results for one picture: a mapping, a list, or one alone."""
+"""The results for one picture: a mapping, a list, or a single result."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,21 +9,21 @@ Results = xr.Dataset | Mapping[str, xr.Dataset] | Sequence[xr.Dataset]
 
 
 def named(results: Any, name: str = "results") -> dict[str, xr.Dataset]:
-    """Label -> result, in the order given.
+    """A dict from label to result, in the order of the argument.
 
-    A single result has the label ``""``. Those of a list are labelled by their ``attrs["title"]``, if all have one and
-    no two are the same, and else by their places in the list, from ``"0"`` on.
+    A single result has the label ``""``. The labels of a list are ``attrs["title"]`` of its results, if all have a
+    title and no two titles are equal; otherwise the labels are the indices, from ``"0"`` on.
 
     Args:
-        results: What the caller passed.
-        name: What the caller's argument is called, for the messages.
+        results: The value that the caller passed.
+        name: The name of the caller's argument, for the messages.
 
     Returns:
         A new dict.
 
     Raises:
         ValueError: There is no result.
-        TypeError: This is no result, mapping or list of results; the message says which entry is none.
+        TypeError: ``results`` is not a result, a mapping or a list of results; the message names the wrong entry.
     """
     if isinstance(results, xr.Dataset):
         return {"": results}

@@ -1,4 +1,4 @@
-"""The look: made with explicit arguments and a local rc context, so that the user's settings stay as they are."""
+"""The style of the pictures: explicit arguments and a local rc context, which leave the user's settings unchanged."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 
 def style() -> AbstractContextManager[None]:
-    """A context with sizes for a column of a paper (about 4 inches), where 8 to 9 points read as the caption does."""
+    """A context with sizes for a column of a paper (about 4 inches): text of 8 to 9 points, as in a caption."""
     return mpl.rc_context(
         {
             "font.size": 9.0,
@@ -29,12 +29,12 @@ def style() -> AbstractContextManager[None]:
 
 
 def new_axes(projection: str | None = None) -> Axes:
-    """One axes in a figure of its own."""
+    """One axes in a new figure."""
     return plt.subplots(figsize=(4.2, 3.4), layout="constrained", subplot_kw={"projection": projection})[1]
 
 
 def add_note(ax: Axes, text: str, lines: int | None = None) -> None:
-    """Write what the picture cannot show between the title and the axes, in room for so many lines (None: its own)."""
+    """Write a note between the title and the axes, with space for ``lines`` lines (None: the lines of the text)."""
     lines = text.count("\n") + 1 if lines is None and text else lines or 0
     if not lines:
         return
@@ -58,25 +58,25 @@ def number(value: float) -> str:
 
 
 def count_note(mask: np.ndarray, what: str) -> str:
-    """``3 of 625 points not finite``, or nothing when there are none."""
+    """A note such as ``3 of 625 points not finite``; empty if the mask is false everywhere."""
     count = int(np.count_nonzero(mask))
     return f"{count} of {mask.size} points {what}" if count else ""
 
 
 def save(picture: Axes | Figure | Animation, path: str | Path, *, dpi: int = 200) -> Path:
-    """Write a picture or an animation; the text of vector formats stays text.
+    """Write a picture or an animation to a file; vector formats keep text as text.
 
     Args:
-        picture: A figure, or axes of it; or what `trajectory_animation` gave.
-        path: The file; its suffix is the format (``.pdf``, ``.svg``, ``.png``; ``.gif`` or, with ffmpeg, ``.mp4`` of an
-            animation). Missing folders are made.
+        picture: A figure, axes of a figure, or an animation of `trajectory_animation`.
+        path: The file. Its suffix is the format: ``.pdf``, ``.svg`` or ``.png`` for a picture; ``.gif`` or, with
+            ffmpeg, ``.mp4`` for an animation. Missing folders are created.
         dpi: Dots per inch of pixel formats.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: An animation is to be written in another format, or as ``.mp4`` without ffmpeg.
+        ValueError: The suffix is not a format of an animation, or it is ``.mp4`` and ffmpeg is not installed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def save(picture: Axes | Figure | Animation, path: str | Path, *, dpi: int = 200
             raise ValueError(f"path is {path.name}, which {reason}; expected .gif, or .mp4 where ffmpeg is installed.")
         picture.save(path, writer=writer, dpi=dpi)
         return path
-    # TrueType in PDF, not the Type 3 outlines that some journals refuse.
+    # Write TrueType fonts into PDF files: some journals refuse Type 3 outlines.
     with mpl.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}):
-        picture.figure.figure.savefig(path, dpi=dpi)  # from axes or a subfigure up to the whole figure
+        picture.figure.figure.savefig(path, dpi=dpi)  # picture may be axes or a subfigure
     return path

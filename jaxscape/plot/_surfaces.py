@@ -1,4 +1,4 @@
-"""Surfaces over a plane: contour lines, filled contours, cells and 3-D, one by one or side by side."""
+"""Surfaces over a plane: contour lines, filled contours, heatmaps and 3-D, alone or side by side."""
 
 from typing import Literal
 
@@ -29,20 +29,25 @@ def contour(
 ) -> Axes:
     """Labelled contour lines (paper figures 5 and 6).
 
-    A ValueError names what does not fit: a result that is not 2-D, an unknown metric, levels that do not ascend.
-
     Args:
-        result: A surface over two dimensions, of any spacing and order.
-        ax: Where to draw; None: a new figure.
-        metric: Which variable of the result.
-        levels: Ascending levels, e.g. of `levels` for several results; None: chosen here.
-        log: Colours and levels by the logarithm; None: if the values span more than a factor of 50.
-        loss_max: The last level chosen; values above it are counted, not drawn. None: all are drawn.
+        result: A surface over two dimensions, with any spacing and order of the coordinates.
+        ax: The axes to draw into; None: a new figure.
+        metric: The variable of the result to draw.
+        levels: Ascending contour levels, for example those that `levels` chose for several results; None: levels are
+            chosen for this result.
+        log: Whether colours and levels follow the logarithm; None: they do if the values span more than a factor of
+            50.
+        loss_max: The last level, if ``levels`` is None; larger values are counted, not drawn. None: all values are
+            drawn.
 
     Returns:
         The axes.
+
+    Raises:
+        ValueError: The result is not 2-D or does not have the metric, the levels do not ascend, or an option does not
+            fit the values.
     """
-    return _draw_one("contour", result, ax, metric, levels, log, loss_max)
+    return _draw_surface("contour", result, ax, metric, levels, log, loss_max)
 
 
 def contourf(
@@ -57,17 +62,24 @@ def contourf(
     """Filled contours.
 
     Args:
-        result: As in `contour`.
-        ax: As in `contour`.
-        metric: As in `contour`.
-        levels: As in `contour`.
-        log: As in `contour`.
-        loss_max: As in `contour`; values above it have the colour of the colour bar's end.
+        result: A surface over two dimensions, with any spacing and order of the coordinates.
+        ax: The axes to draw into; None: a new figure.
+        metric: The variable of the result to draw.
+        levels: Ascending contour levels, for example those that `levels` chose for several results; None: levels are
+            chosen for this result.
+        log: Whether colours and levels follow the logarithm; None: they do if the values span more than a factor of
+            50.
+        loss_max: The last level, if ``levels`` is None; larger values have the colour of the end of the colour bar,
+            and are counted. None: the levels span all values.
 
     Returns:
         The axes.
+
+    Raises:
+        ValueError: The result is not 2-D or does not have the metric, the levels do not ascend, or an option does not
+            fit the values.
     """
-    return _draw_one("contourf", result, ax, metric, levels, log, loss_max)
+    return _draw_surface("contourf", result, ax, metric, levels, log, loss_max)
 
 
 def heatmap(
@@ -79,20 +91,27 @@ def heatmap(
     log: bool | None = None,
     loss_max: float | None = None,
 ) -> Axes:
-    """One coloured cell for each point: the numbers as they are, nothing interpolated.
+    """One coloured cell for each point, without interpolation.
 
     Args:
-        result: As in `contour`.
-        ax: As in `contour`.
-        metric: As in `contour`.
-        levels: As in `contour`; they bound the colours and are the ticks of the colour bar.
-        log: As in `contour`.
-        loss_max: As in `contourf`.
+        result: A surface over two dimensions, with any spacing and order of the coordinates.
+        ax: The axes to draw into; None: a new figure.
+        metric: The variable of the result to draw.
+        levels: Ascending levels, for example those that `levels` chose for several results. They bound the colours and
+            are the ticks of the colour bar. None: levels are chosen for this result.
+        log: Whether colours and levels follow the logarithm; None: they do if the values span more than a factor of
+            50.
+        loss_max: The last level, if ``levels`` is None; larger values have the colour of the end of the colour bar,
+            and are counted. None: the levels span all values.
 
     Returns:
         The axes.
+
+    Raises:
+        ValueError: The result is not 2-D or does not have the metric, the levels do not ascend, or an option does not
+            fit the values.
     """
-    return _draw_one("heatmap", result, ax, metric, levels, log, loss_max)
+    return _draw_surface("heatmap", result, ax, metric, levels, log, loss_max)
 
 
 def surface3d(
@@ -104,20 +123,27 @@ def surface3d(
     log: bool | None = None,
     loss_max: float | None = None,
 ) -> Axes:
-    """The surface in 3-D, its height by the logarithm where it is steep; every point of the grid is a vertex.
+    """The surface in 3-D; every point of the grid is a vertex.
 
     Args:
-        result: As in `contour`.
-        ax: Where to draw, axes with ``projection="3d"``; None: a new figure.
-        metric: As in `contour`.
-        levels: As in `contour`; they bound colours and heights and are the ticks.
-        log: As in `contour`.
-        loss_max: Values above it are drawn as a plateau at this height, and counted.
+        result: A surface over two dimensions, with any spacing and order of the coordinates.
+        ax: The axes to draw into, created with ``projection="3d"``; None: a new figure.
+        metric: The variable of the result to draw.
+        levels: Ascending levels, for example those that `levels` chose for several results. They bound the colours and
+            the heights, and are the ticks. None: levels are chosen for this result.
+        log: Whether colours and heights follow the logarithm; None: they do if the values span more than a factor of
+            50.
+        loss_max: The last level, if ``levels`` is None; larger values are drawn as a plateau at this height, and are
+            counted. None: the levels span all values.
 
     Returns:
         The axes.
+
+    Raises:
+        ValueError: The result is not 2-D or does not have the metric, ``ax`` is not 3-D, the levels do not ascend, or
+            an option does not fit the values.
     """
-    return _draw_one("surface3d", result, ax, metric, levels, log, loss_max)
+    return _draw_surface("surface3d", result, ax, metric, levels, log, loss_max)
 
 
 def compare(
@@ -129,23 +155,26 @@ def compare(
     log: bool | None = None,
     loss_max: float | None = None,
 ) -> Figure:
-    """Several surfaces side by side, on the same levels, colours and limits (paper figures 1 and 5).
+    """Several surfaces side by side, with the same levels, colours and limits (paper figures 1 and 5).
 
     Args:
-        results: Title -> surface, drawn in this order; or a list of surfaces, whose titles are ``attrs["title"]``, or
-            else the places in the list, from 0 on.
-        kind: ``"contour"``, ``"contourf"``, ``"heatmap"`` or ``"surface3d"``.
-        metric: As in `contour`.
-        levels: As in `contour`; None: chosen for all results together.
-        log: As in `contour`.
-        loss_max: As in the function named by ``kind``.
+        results: A mapping from title to surface, drawn in this order; or a list of surfaces, whose titles are
+            ``attrs["title"]``, or their indices if these titles are missing or repeat.
+        kind: The picture of each surface: ``"contour"``, ``"contourf"``, ``"heatmap"`` or ``"surface3d"``.
+        metric: The variable of the results to draw.
+        levels: Ascending levels for all surfaces; None: levels are chosen for all results together.
+        log: Whether colours and levels follow the logarithm; None: they do if the values span more than a factor of
+            50.
+        loss_max: The last level, if ``levels`` is None; larger values are counted, and drawn as the function named by
+            ``kind`` draws them. None: the levels span all values.
 
     Returns:
         A new figure with one axes for each result and one colour bar.
 
     Raises:
-        ValueError: There are no results, the kind is unknown, or as in `contour`.
-        TypeError: This is no mapping or list of results.
+        ValueError: There are no results, the kind is unknown, a result is not 2-D or does not have the metric, the
+            levels do not ascend, or an option does not fit the values.
+        TypeError: ``results`` is not a mapping or a list of results.
     """
     surfaces = named(results)
     if kind not in KINDS:
@@ -163,13 +192,13 @@ def compare(
             squeeze=False,
             subplot_kw={"projection": _projection(kind)},
         )
-        ends = edges if kind == "heatmap" else np.asarray  # a heatmap's cells reach beyond its points
+        ends = edges if kind == "heatmap" else np.asarray  # the cells of a heatmap extend beyond its points
         x, y = (np.concatenate([ends(getattr(f, axis)) for f in fields.values()]) for axis in ("x", "y"))
         notes = [
-            draw(kind, ax, one._replace(title=title), scale)
-            for ax, (title, one) in zip(axes[0], fields.items(), strict=True)
+            draw(kind, ax, surface._replace(title=title), scale)
+            for ax, (title, surface) in zip(axes[0], fields.items(), strict=True)
         ]
-        lines = max(note.count("\n") + bool(note) for note in notes)  # the same room on top of each, in line
+        lines = max(note.count("\n") + bool(note) for note in notes)  # the same space above each axes
         for ax, note in zip(axes[0], notes, strict=True):
             ax.set(xlim=(x.min(), x.max()), ylim=(y.min(), y.max()))
             add_note(ax, note, lines)
@@ -178,7 +207,7 @@ def compare(
     return figure
 
 
-def _draw_one(
+def _draw_surface(
     kind: Kind,
     result: xr.Dataset,
     ax: Axes | None,
@@ -187,12 +216,12 @@ def _draw_one(
     log: bool | None,
     loss_max: float | None,
 ) -> Axes:
-    one = field(result, metric)
-    scale = choose([one.z], metric, levels, log, loss_max)
+    surface = field(result, metric)
+    scale = choose([surface.z], metric, levels, log, loss_max)
     with style():
         ax = new_axes(_projection(kind)) if ax is None else ax
-        add_note(ax, draw(kind, ax, one, scale))
-        colour_bar([ax], one, scale)
+        add_note(ax, draw(kind, ax, surface, scale))
+        colour_bar([ax], surface, scale)
         thin_labels([ax])
     return ax
 

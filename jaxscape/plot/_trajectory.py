@@ -21,7 +21,7 @@ from jaxscape.plot._style import add_note, count_note, join_notes, new_axes, sty
 
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:cyan", "tab:olive")
 _DROP = "tab:red"
-_DOT, _LARGE = 3, 5  # points
+_DOT, _LARGE = 3, 5  # sizes of the markers, in points
 
 
 def trajectory(
@@ -33,35 +33,40 @@ def trajectory(
     log: bool | None = None,
     loss_max: float | None = None,
 ) -> Axes:
-    """The path over contours of the loss, levels evenly spaced in the logarithm (paper figure 9).
+    """The path over contour lines of the loss, whose levels are evenly spaced in the logarithm (paper figure 9).
 
-    A dot is a checkpoint, a red one the last before the learning rate fell; a square is the start, a star the end. The
-    axes say how much of the path's variance lies along them, the line on top how much the plane holds.
+    Each dot is a checkpoint. A red dot is the last checkpoint before the learning rate fell. A square marks the start,
+    a star marks the end. The labels of the axes give the share of the path's variance along each axis, and the line
+    above the picture gives the share in the plane.
 
     Args:
-        result: What `jaxscape.trajectory` gave; or label -> result, or a list of results, paths in one plane: their
-            ``origin`` and ``directions`` must be the same. The contours are those of the first. The labels of a list
-            are its results' ``attrs["title"]``, or else their places in it, from 0 on.
-        ax: Where to draw; None: a new figure.
-        metric: As in `contour`.
-        levels: As in `contour`.
-        log: As in `contour`, but None: if no value is negative.
-        loss_max: As in `contour`.
+        result: The result of `jaxscape.trajectory`; or several results, paths in one plane: a mapping from label to
+            result, or a list. Their ``origin`` and ``directions`` must be the same. The contours are those of the
+            first result. The labels of a list are ``attrs["title"]`` of its results, or their indices if these titles
+            are missing or repeat.
+        ax: The axes to draw into; None: a new figure.
+        metric: The variable of the result to draw as contours.
+        levels: Ascending contour levels; None: levels are chosen for this result.
+        log: Whether colours and levels follow the logarithm; None: they do if no value is negative, or, with
+            ``levels``, if these span more than a factor of 50.
+        loss_max: The last level, if ``levels`` is None; larger values are counted, not drawn. None: all values are
+            drawn.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: There is no result, one has no path, or their planes differ; or as in `contour`.
-        TypeError: This is no result, mapping or list of results.
+        ValueError: There is no result, a result has no path, the planes differ, a result does not have the metric, the
+            levels do not ascend, or an option does not fit the values.
+        TypeError: ``result`` is not a result, a mapping or a list of results.
     """
     paths = _in_planes(result, "result", one_plane=True)
     first = next(iter(paths.values()))
-    one, scale = _ground(first, metric, levels, log, loss_max)
+    surface, scale = _surface_under(first, metric, levels, log, loss_max)
     with style():
         ax = new_axes() if ax is None else ax
-        _draw_paths(ax, paths, one, scale)
-        colour_bar([ax], one, scale)
+        _draw_paths(ax, paths, surface, scale)
+        colour_bar([ax], surface, scale)
         thin_labels([ax])
     return ax
 
@@ -74,22 +79,23 @@ def trajectories(
     log: bool | None = None,
     loss_max: float | None = None,
 ) -> Figure:
-    """Several runs, each path in a plane of its own, side by side (paper figure 9).
+    """The paths of several runs side by side, each in a separate plane (paper figure 9).
 
     Args:
-        results: Title -> what `jaxscape.trajectory` gave; or a list of that, whose titles are ``attrs["title"]``, or
-            else the places in the list, from 0 on.
-        columns: Panels in a row.
-        metric: As in `trajectory`.
-        log: As in `trajectory`.
-        loss_max: As in `trajectory`.
+        results: Results of `jaxscape.trajectory`: a mapping from title to result, or a list, whose titles are
+            ``attrs["title"]``, or the indices if these titles are missing or repeat.
+        columns: The largest number of panels in a row.
+        metric: The variable of the results to draw as contours.
+        log: Whether colours and levels follow the logarithm; None: they do if no value of a result is negative.
+        loss_max: The last level; larger values are counted, not drawn. None: all values are drawn.
 
     Returns:
-        A new figure with one axes for each result; contours are labelled with their own levels.
+        A new figure with one axes for each result; the levels are chosen and labelled for each result separately.
 
     Raises:
-        ValueError: As in `trajectory`, or ``columns`` is not positive.
-        TypeError: This is no result, mapping or list of results.
+        ValueError: ``columns`` is not positive, there is no result, a result has no path or does not have the metric,
+            or an option does not fit the values.
+        TypeError: ``results`` is not a result, a mapping or a list of results.
     """
     if columns < 1:
         raise ValueError(f"columns is {columns}, expected at least 1.")
@@ -101,10 +107,10 @@ def trajectories(
             rows, columns, figsize=(2.6 * columns, 2.75 * rows), layout="constrained", squeeze=False
         )
         for ax, (title, result) in zip(axes.flat, paths.items(), strict=False):
-            one, scale = _ground(result, metric, None, log, loss_max)
-            x, y = (re.sub(r".*\((.*?)(,.*)?\)", r"\1", label) for label in one.labels[:2])
-            one = one._replace(title=title, labels=(x, y, one.labels[2]))
-            _draw_paths(ax, {"": result}, one, scale, legend=False)
+            surface, scale = _surface_under(result, metric, None, log, loss_max)
+            x, y = (re.sub(r".*\((.*?)(,.*)?\)", r"\1", label) for label in surface.labels[:2])
+            surface = surface._replace(title=title, labels=(x, y, surface.labels[2]))
+            _draw_paths(ax, {"": result}, surface, scale, legend=False)
             ax.title.set_fontsize(8.5)  # a panel is narrow
         for ax in axes.flat[len(paths) :]:
             ax.set_axis_off()
@@ -121,22 +127,26 @@ def trajectory3d(
     log: bool | None = None,
     loss_max: float | None = None,
 ) -> Axes:
-    """The path on the surface in 3-D, at the loss that the plane has under it.
+    """The path on the surface in 3-D; its height is the loss at its projection onto the plane (``in_plane_loss``).
 
     Args:
-        result: What `jaxscape.trajectory` gave.
-        ax: Where to draw, axes with ``projection="3d"``; None: a new figure.
-        metric: ``"loss"``; of another metric the height of the path is not known.
-        levels: As in `surface3d`.
-        log: As in `trajectory`.
-        loss_max: As in `surface3d`; the path is cut off there, too.
+        result: The result of `jaxscape.trajectory`.
+        ax: The axes to draw into, created with ``projection="3d"``; None: a new figure.
+        metric: Only ``"loss"``: the height of the path is not known for other metrics.
+        levels: Ascending levels, which bound the colours and the heights, and are the ticks; None: levels are chosen
+            for this result.
+        log: Whether colours and heights follow the logarithm; None: they do if no value is negative, or, with
+            ``levels``, if these span more than a factor of 50.
+        loss_max: The last level, if ``levels`` is None; the surface and the path are cut off at this height. None: the
+            levels span all values.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: As in `trajectory`, or ``metric`` is not ``"loss"``.
-        TypeError: This is not one result.
+        ValueError: ``metric`` is not ``"loss"``, the result has no path, ``ax`` is not 3-D, the levels do not ascend,
+            or an option does not fit the values.
+        TypeError: ``result`` is not a single result.
     """
     if metric != "loss":
         raise ValueError(f"metric is {metric!r}, expected 'loss': the path has no other height.")
@@ -145,19 +155,19 @@ def trajectory3d(
             f"result is {type(result).__name__}, expected one Dataset of js.trajectory; draw each by itself."
         )
     _in_planes(result, "result", one_plane=True)
-    one, scale = _ground(result, metric, levels, log, loss_max)
+    surface, scale = _surface_under(result, metric, levels, log, loss_max)
     with style():
         ax = new_axes("3d") if ax is None else ax
-        ax.computed_zorder = False  # type: ignore[attr-defined]  # the path before the surface, never behind it
-        said = draw("surface3d", ax, one, scale)
+        ax.computed_zorder = False  # type: ignore[attr-defined]  # draw the path in front of the surface
+        surface_note = draw("surface3d", ax, surface, scale)
         heights: Any = np.clip(result.in_plane_loss.values, scale.levels[0], scale.levels[-1])
         x, y = _coordinates(result)
         z = np.log10(heights) if scale.log else heights
         ax.plot(x, y, z, "-", color="0.1", lw=0.8, zorder=5)
-        for colour, chosen, size in _dots(result):
-            ax.plot(x[chosen], y[chosen], z[chosen], "o", color=colour, ms=size, zorder=6)
-        add_note(ax, join_notes(said, _path_note(result, one)))
-        colour_bar([ax], one, scale)
+        for colour, mask, size in _dots(result):
+            ax.plot(x[mask], y[mask], z[mask], "o", color=colour, ms=size, zorder=6)
+        add_note(ax, join_notes(surface_note, _path_note(result, surface)))
+        colour_bar([ax], surface, scale)
     return ax
 
 
@@ -170,31 +180,36 @@ def trajectory_animation(
     log: bool | None = None,
     loss_max: float | None = None,
 ) -> FuncAnimation:
-    """The path as it grows, one checkpoint a frame; `save` writes it as GIF or MP4.
+    """The growing path, with one more checkpoint in each frame; `save` writes it as GIF or MP4.
 
     Args:
-        result: What `jaxscape.trajectory` gave; or label -> result, or a list of results, paths in one plane.
-        fps: Frames in a second.
-        metric: As in `trajectory`.
-        levels: As in `trajectory`.
-        log: As in `trajectory`.
-        loss_max: As in `trajectory`.
+        result: The result of `jaxscape.trajectory`; or several results, paths in one plane: a mapping from label to
+            result, or a list. Their ``origin`` and ``directions`` must be the same. The contours are those of the
+            first result.
+        fps: Frames per second.
+        metric: The variable of the result to draw as contours.
+        levels: Ascending contour levels; None: levels are chosen for this result.
+        log: Whether colours and levels follow the logarithm; None: they do if no value is negative, or, with
+            ``levels``, if these span more than a factor of 50.
+        loss_max: The last level, if ``levels`` is None; larger values are counted, not drawn. None: all values are
+            drawn.
 
     Returns:
         The animation.
 
     Raises:
-        ValueError: As in `trajectory`, or ``fps`` is not positive.
-        TypeError: This is no result, mapping or list of results.
+        ValueError: ``fps`` is not positive, there is no result, a result has no path, the planes differ, a result does
+            not have the metric, the levels do not ascend, or an option does not fit the values.
+        TypeError: ``result`` is not a result, a mapping or a list of results.
     """
     if not fps > 0:
         raise ValueError(f"fps is {fps}, expected a positive number.")
     paths = _in_planes(result, "result", one_plane=True)
-    frames = max(one.sizes["step"] for one in paths.values())
+    frames = max(path.sizes["step"] for path in paths.values())
     with style():
         ax = trajectory(result, metric=metric, levels=levels, log=log, loss_max=loss_max)
         moving = [(line, np.array(line.get_data()), str(line.get_gid())) for line in ax.lines if line.get_gid()]
-        title, longest = ax.get_title(), max(paths.values(), key=lambda one: one.sizes["step"])
+        title, longest = ax.get_title(), max(paths.values(), key=lambda path: path.sizes["step"])
 
     def show(frame: int) -> list[Line2D]:
         for line, points, steps in moving:
@@ -207,7 +222,7 @@ def trajectory_animation(
 
 
 def _in_planes(results: Any, name: str, *, one_plane: bool) -> dict[str, xr.Dataset]:
-    """Label -> result, each with a path; in one plane if they are to be drawn so."""
+    """A dict from label to result; check that each result has a path and, if asked, that all are in one plane."""
     paths = named(results, name)
     for result in paths.values():
         if "coordinates" not in result or result.sizes.get("axis") != 2:
@@ -222,21 +237,23 @@ def _in_planes(results: Any, name: str, *, one_plane: bool) -> dict[str, xr.Data
     return paths
 
 
-def _ground(
+def _surface_under(
     result: xr.Dataset, metric: str, levels: ArrayLike | None, log: bool | None, loss_max: float | None
 ) -> tuple[Field, Scale]:
-    """What is under the path; axes that are no principal components say what they capture."""
-    one = field(result, metric)
-    finite = one.z[np.isfinite(one.z)]
+    """The surface under the path, and its scale; axes that are not principal components get the share they capture."""
+    surface = field(result, metric)
+    finite = surface.z[np.isfinite(surface.z)]
     log = bool(finite.size and finite.min() >= 0 and finite.max() > 0) if log is None and levels is None else log
     if result.attrs.get("directions") != "PCA":
         x, y = (_percent(share) for share in result.axis_variance.values)
-        one = one._replace(labels=(f"{one.labels[0]}: {x}", f"{one.labels[1]}: {y}", one.labels[2]))
-    return one, choose([one.z], metric, levels, log, loss_max)
+        surface = surface._replace(labels=(f"{surface.labels[0]}: {x}", f"{surface.labels[1]}: {y}", surface.labels[2]))
+    return surface, choose([surface.z], metric, levels, log, loss_max)
 
 
-def _draw_paths(ax: Axes, paths: Mapping[str, xr.Dataset], one: Field, scale: Scale, *, legend: bool = True) -> None:
-    said = draw("contour", ax, one, scale)
+def _draw_paths(
+    ax: Axes, paths: Mapping[str, xr.Dataset], surface: Field, scale: Scale, *, legend: bool = True
+) -> None:
+    surface_note = draw("contour", ax, surface, scale)
     keys = []
     for colour, (label, result) in zip(_COLOURS * len(paths), paths.items(), strict=False):
         _draw_path(ax, result, colour)
@@ -246,28 +263,28 @@ def _draw_paths(ax: Axes, paths: Mapping[str, xr.Dataset], one: Field, scale: Sc
     keys += [_key("o", _DROP, "learning rate drops")] * drops
     if legend:
         ax.legend(handles=keys, loc="best", framealpha=0.85)
-    notes = [_path_note(result, one, label) for label, result in paths.items()]
-    add_note(ax, join_notes(said, *notes))
+    notes = [_path_note(result, surface, label) for label, result in paths.items()]
+    add_note(ax, join_notes(surface_note, *notes))
 
 
 def _draw_path(ax: Axes, result: xr.Dataset, colour: str) -> None:
-    """A line through all, and dots; each artist's gid has the steps of its points, which an animation needs."""
+    """Draw a line through all checkpoints, and dots; the gid of each artist lists its steps for an animation."""
     x, y = _coordinates(result)
     steps = np.arange(len(x))
     ends = np.flatnonzero(np.isfinite(x))[[0, -1]] if np.isfinite(x).any() else np.array([], int)
 
-    def mark(chosen: np.ndarray, form: str, **look: Any) -> None:
-        ax.plot(x[chosen], y[chosen], form, gid=" ".join(map(str, steps[chosen])), **look)
+    def mark(rows: np.ndarray, form: str, **look: Any) -> None:
+        ax.plot(x[rows], y[rows], form, gid=" ".join(map(str, steps[rows])), **look)
 
     mark(steps, "-", color=colour, lw=0.7, zorder=3)
-    for dot, chosen, size in _dots(result, colour):
-        mark(np.flatnonzero(chosen), "o", color=dot, ms=size, mew=0, zorder=4)
+    for dot, rows, size in _dots(result, colour):
+        mark(np.flatnonzero(rows), "o", color=dot, ms=size, mew=0, zorder=4)
     mark(ends[:1], "s", color="0.1", mfc="w", ms=_LARGE, zorder=5)
     mark(ends[1:], "*", color="0.1", mfc="w", ms=2 * _LARGE, mew=0.8, zorder=5)
 
 
 def _dots(result: xr.Dataset, colour: str = _COLOURS[0]) -> list[tuple[str, np.ndarray, int]]:
-    """Colour, checkpoints and size of the dots."""
+    """The colour, the mask of checkpoints and the size of each kind of dots."""
     drops = result.lr_drop.values.astype(bool) if "lr_drop" in result else np.zeros(result.sizes["step"], bool)
     return [(colour, ~drops, _DOT), (_DROP, drops, _LARGE)]
 
@@ -277,22 +294,22 @@ def _coordinates(result: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def _path_note(result: xr.Dataset, one: Field, label: str = "") -> str:
+def _path_note(result: xr.Dataset, surface: Field, label: str = "") -> str:
     x, y = _coordinates(result)
     finite = np.isfinite(x) & np.isfinite(y)
     with np.errstate(invalid="ignore"):
-        out = finite & ((x < one.x[0]) | (x > one.x[-1]) | (y < one.y[0]) | (y > one.y[-1]))
-    told = [f"{_percent(result.attrs['variance_captured'])} of the variance in the plane"]
-    told += [
+        out = finite & ((x < surface.x[0]) | (x > surface.x[-1]) | (y < surface.y[0]) | (y > surface.y[-1]))
+    parts = [f"{_percent(result.attrs['variance_captured'])} of the variance in the plane"]
+    parts += [
         note.replace("points", "checkpoints")
         for note in (count_note(~finite, "not finite"), count_note(out, "outside"))
     ]
-    text = ", ".join(filter(None, told))
+    text = ", ".join(filter(None, parts))
     return f"{label}: {text}" if label else text
 
 
 def _percent(share: float) -> str:
-    """With three digits where it is small: random directions hold little."""
+    """A share in percent; a small share, as random directions have it, gets two significant digits."""
     return f"{100 * share:.1f} %" if share >= 0.1 or share == 0 else f"{100 * share:.2g} %"
 
 

@@ -1,4 +1,4 @@
-"""The path that training took: its principal directions, its coordinates in a plane, and the loss around it."""
+"""The path of training: its principal directions, its coordinates in a plane, and the loss around it."""
 
 from jaxscape.trajectory._pca import pca_directions
 from jaxscape.trajectory._project import project

@@ -1,15 +1,15 @@
-"""What people pass as the checkpoints of a path, turned into params one after another.
+"""The forms in which a caller may pass the checkpoints of a path; each becomes a sequence or iterator of params.
 
-The rules, in this order:
+The first rule that fits is used:
 
-1. A str or path names a folder of orbax checkpoints.
+1. A str or a path-like object names a folder of orbax checkpoints.
 2. An iterator is read once.
-3. A sequence holds params, one entry for each checkpoint. A NamedTuple is no sequence here: it is a pytree.
-   A list or tuple may be ONE pytree stacked by `lax.scan`, too: it is taken so only if ``like`` (the origin of the
-   path) has its leaves without their leading axis. A list that could be both stays a sequence.
-4. An array, and any other pytree (a dict, a NamedTuple, an NNX state, a dataclass), is stacked: each leaf has one more
-   leading axis, of common length.
-5. A function without arguments makes an iterator of params; so does any other iterable.
+3. A sequence holds params, one entry for each checkpoint. A NamedTuple does not count as a sequence: it is a pytree.
+   A list or tuple can also be ONE pytree stacked by `lax.scan`. It counts as such only if ``like`` (the origin of the
+   path) has the same leaves without the leading axis. A list that could be both counts as a sequence.
+4. An array, and any other pytree (a dict, a NamedTuple, an NNX state, a dataclass), is a stacked pytree: each leaf has
+   one additional leading axis, and all these axes have the same length.
+5. A function without arguments returns an iterator of params. Any other iterable gives one as well.
 """
 
 import operator
@@ -32,20 +32,20 @@ _EXPECTED = (
 
 
 def as_checkpoints(checkpoints: Any, like: Params | None = None, name: str = "checkpoints") -> Iterable[Params]:
-    """Params in the order of training, to be read once.
+    """Params in the order of training, for a caller that reads them once.
 
     Args:
-        checkpoints: What the caller passed; the rules are those of this module.
-        like: Params of the path, where they are known; None: they are not.
-        name: What the caller's argument is called, for the messages.
+        checkpoints: The value that the caller passed; the docstring of this module lists the forms.
+        like: Params with the same leaves as the checkpoints; None: none are known.
+        name: The name of the caller's argument, for the messages.
 
     Returns:
         An iterable of params. None of them is checked yet.
 
     Raises:
-        TypeError: This is no path, or a leaf of a stacked path is no array.
+        TypeError: ``checkpoints`` has none of these forms, or a leaf of a stacked pytree is not an array.
         ValueError: Stacked leaves have no common leading axis, a list mixes params of several shapes, a dict has
-            integers as keys, all entries hold the same arrays, or a folder has no orbax checkpoints to be read.
+            integers as keys, all entries hold the same arrays, or a folder has no readable orbax checkpoints.
         FileNotFoundError: There is no such folder.
         ImportError: A folder needs orbax, which is not installed.
     """
@@ -54,20 +54,21 @@ def as_checkpoints(checkpoints: Any, like: Params | None = None, name: str = "ch
 
 
 def as_path(checkpoints: Any, like: Params | None = None, name: str = "checkpoints") -> Sequence[Params]:
-    """Params in the order of training, to be read several times.
+    """Params in the order of training, for a caller that reads them several times.
 
     Args:
-        checkpoints: What the caller passed; the rules are those of this module.
-        like: Params of the path, where they are known; None: they are not.
-        name: What the caller's argument is called, for the messages.
+        checkpoints: The value that the caller passed; the docstring of this module lists the forms.
+        like: Params with the same leaves as the checkpoints; None: none are known.
+        name: The name of the caller's argument, for the messages.
 
     Returns:
         A sequence of params. None of them is checked yet.
 
     Raises:
-        TypeError: This is no path, it is an iterator, which can be read only once, or a leaf of a stacked path is no
-            array.
-        ValueError: As in `as_checkpoints`.
+        TypeError: ``checkpoints`` has none of these forms, it is an iterator, which can be read only once, or a leaf
+            of a stacked pytree is not an array.
+        ValueError: Stacked leaves have no common leading axis, a list mixes params of several shapes, a dict has
+            integers as keys, all entries hold the same arrays, or a folder has no readable orbax checkpoints.
         FileNotFoundError: There is no such folder.
         ImportError: A folder needs orbax, which is not installed.
     """
@@ -82,12 +83,12 @@ def as_path(checkpoints: Any, like: Params | None = None, name: str = "checkpoin
 
 
 def _recognized(checkpoints: Any, like: Params | None, name: str) -> Any:
-    """An iterator, or a sequence of params."""
+    """Recognize the form by the rules of this module; return an iterator or a sequence of params."""
     if isinstance(checkpoints, str | os.PathLike):
         return read_folder(checkpoints, like, name)
     if isinstance(checkpoints, Iterator):
         return checkpoints
-    if isinstance(checkpoints, Sequence) and not hasattr(checkpoints, "_fields"):  # which a NamedTuple has
+    if isinstance(checkpoints, Sequence) and not hasattr(checkpoints, "_fields"):  # a NamedTuple has _fields
         return _as_sequence(checkpoints, like, name)
     if hasattr(checkpoints, "shape") or not jax.tree_util.all_leaves([checkpoints]):
         return _as_stacked(checkpoints, like, name)
@@ -99,7 +100,7 @@ def _recognized(checkpoints: Any, like: Params | None, name: str) -> Any:
 
 
 def _as_sequence(checkpoints: Sequence[Params], like: Params | None, name: str) -> Sequence[Params]:
-    """The sequence, a list or tuple (all of which is in memory) looked at before any compute."""
+    """Return the sequence; check a list or a tuple before any compute, since all its entries are in memory."""
     if not isinstance(checkpoints, list | tuple):
         return checkpoints
     if like is not None and _stacks(checkpoints, like):
@@ -122,7 +123,7 @@ def _as_sequence(checkpoints: Sequence[Params], like: Params | None, name: str) 
 
 
 def _as_stacked(stacked: Any, like: Params | None, name: str) -> Lazy:
-    """The slices of a stacked pytree."""
+    """Check a stacked pytree, and return its slices along the leading axis, one for each checkpoint."""
     leaves = jax.tree_util.tree_leaves_with_path(stacked)
     kind = type(stacked).__name__
     if not leaves:
@@ -152,7 +153,7 @@ def _slices(stacked: Any, count: int) -> Lazy:
 
 
 def _stacks(tree: Any, like: Params) -> bool:
-    """Whether a pytree has the leaves of another, each with one more leading axis of common length."""
+    """Whether a pytree has the leaves of ``like``, each with one additional leading axis of common length."""
     count = _common_length(tree)
     if count is None or trees.leaf_names(tree) != trees.leaf_names(like):
         return False
@@ -160,25 +161,26 @@ def _stacks(tree: Any, like: Params) -> bool:
 
 
 def _common_length(tree: Any) -> int | None:
-    """The length of the leading axis of all leaves; None where they have none in common."""
+    """The length of the leading axis of all leaves; None: the leaves have no leading axis of the same length."""
     shapes = _shapes(tree)
     lengths = {shape[:1] for shape in shapes}
     return shapes[0][0] if len(lengths) == 1 and () not in lengths else None
 
 
 def _by_step(tree: dict[Any, Any]) -> bool:
-    """Whether integers are the keys of pytrees that are all alike, as they are of checkpoints by their step."""
+    """Whether a dict looks like checkpoints by their step: its keys are integers, its values have the same leaves."""
     first, *others = tree.values()
     return bool(others) and all(isinstance(key, int) for key in tree) and all(_alike(first, other) for other in others)
 
 
 def _same_arrays(a: Any, b: Any) -> bool:
-    """Whether the leaves are the very same objects, of which there is one at least."""
+    """Whether two pytrees have the identical array objects as leaves, at least one."""
     first, second = jax.tree.leaves(a), jax.tree.leaves(b)
     return len(first) == len(second) > 0 and all(map(operator.is_, first, second))
 
 
 def _alike(a: Any, b: Any) -> bool:
+    """Whether two pytrees have leaves of the same names and shapes."""
     return _shapes(a) == _shapes(b) and trees.leaf_names(a) == trees.leaf_names(b)
 
 

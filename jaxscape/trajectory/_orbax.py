@@ -1,8 +1,8 @@
 """Params from a folder of orbax checkpoints, read one at a time.
 
-The layouts that are read: that of `CheckpointManager` (``FOLDER/STEP/ITEM``, a step named with or without a prefix),
-and folders of steps that a `Checkpointer` has written (``FOLDER/STEP``). Arrays come to the host, whatever devices they
-were saved from.
+Two layouts can be read: the layout of `CheckpointManager` (``FOLDER/STEP/ITEM``, where the name of a step may have a
+prefix), and folders of steps that a `Checkpointer` has written (``FOLDER/STEP``). Arrays are restored on the host,
+whatever devices they were saved from.
 """
 
 import json
@@ -17,30 +17,30 @@ import numpy as np
 from jaxscape.trajectory._sequences import Lazy
 from jaxscape.types import Params
 
-_ITEMS = ("params", "state", "default", "pytree")  # the first that a step has is read; the last is that of orbax v1
+_ITEMS = ("params", "state", "default", "pytree")  # the first of these that exists is read; orbax v1 writes "pytree"
 _PICK = "[ocp.StandardCheckpointer().restore(path)['NAME'] for path in paths]"
 
 
 def read_folder(folder: str | os.PathLike[str], like: Params | None, name: str) -> Lazy:
-    """The params in a folder of checkpoints, in the order of their steps.
+    """Return the params in a folder of checkpoints, in the order of their steps.
 
-    Of a step with several items the first of ``params``, ``state``, ``default`` and ``pytree`` is read. Of a pytree
-    with the entry ``params`` beside others (a train state: params, opt_state, step) its params are read, and nothing
-    else. Where ``like`` is known, it decides between the two, and gives the params its own structure: orbax keeps names
-    and arrays only, so an NNX state comes back as nested dicts.
+    If a step has several items, the first of ``params``, ``state``, ``default`` and ``pytree`` is read. If the saved
+    pytree has the entry ``params`` and other entries (a train state: params, opt_state, step), only this entry is
+    read, unless ``like`` has the leaves of the whole pytree. The params get the structure of ``like``, since orbax
+    saves names and arrays only: without ``like`` an NNX state is restored as nested dicts.
 
     Args:
-        folder: Its path; whatever `etils.epath` reads, e.g. ``gs://...``.
-        like: Params of the path, where they are known; None: they are not.
-        name: What the caller's argument is called, for the messages.
+        folder: The path of the folder, in any form that `etils.epath` can read, e.g. ``gs://...``.
+        like: Params with the same leaves as the checkpoints; None: none are known.
+        name: The name of the caller's argument, for the messages.
 
     Returns:
         A sequence of params.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: It has no checkpoints, is the folder of a run of train.py or of one step, its steps have several
-            prefixes, or a step has none of the items above.
+        ValueError: The folder has no checkpoints, it is the folder of a run of train.py or of a single step, its steps
+            have several prefixes, or a step has none of the items above.
         TypeError: A leaf of the last checkpoint is not floating.
         ImportError: orbax is not installed.
     """
@@ -62,7 +62,7 @@ def read_folder(folder: str | os.PathLike[str], like: Params | None, name: str) 
 
 
 def _steps(path: Any, name: str) -> list[Any]:
-    """The folders of complete steps, by their numbers; those that orbax is still writing have other names."""
+    """The folders of complete steps, sorted by number; a step that orbax is still writing has another name."""
     if (path / "_METADATA").exists():
         raise ValueError(f"{name} is {path}, one checkpoint; expected a folder of several, e.g. {path.parent}.")
     names = [re.fullmatch(r"(\w*?)(\d+)", entry.name) for entry in path.iterdir() if entry.is_dir()]
@@ -82,7 +82,7 @@ def _steps(path: Any, name: str) -> list[Any]:
 
 
 def _item(step: Any, name: str) -> Any:
-    """The folder of a step's pytree."""
+    """The folder with the pytree of a step."""
     if (step / "_METADATA").exists():
         return step
     items = {entry.name: entry for entry in step.iterdir() if (entry / "_METADATA").exists()}
@@ -99,7 +99,14 @@ def _item(step: Any, name: str) -> Any:
 
 
 def _chosen(item: Any, like: Params | None, name: str) -> tuple[Any, bool]:
-    """What is read of a pytree, as its metadata, and whether that is under ``params``; each leaf is floating."""
+    """Choose the part of a saved pytree that is read, and check that all its leaves are floating.
+
+    Returns:
+        The metadata of this part, and whether it is the entry ``params`` of the saved pytree.
+
+    Raises:
+        TypeError: A leaf of this part is not floating.
+    """
     import orbax.checkpoint as ocp
 
     tree = ocp.PyTreeCheckpointHandler().metadata(item).tree
@@ -120,13 +127,13 @@ def _chosen(item: Any, like: Params | None, name: str) -> tuple[Any, bool]:
 
 
 def _read(item: Any, like: Params | None, name: str) -> Params:
-    """The params of one checkpoint, on the host; nothing else of it is read."""
+    """Read the params of one checkpoint to the host; nothing else of the checkpoint is read."""
     import orbax.checkpoint as ocp
 
     chosen, inside = _chosen(item, like, name)
-    wanted = {"params": chosen} if inside else chosen
-    to_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    args = ocp.args.PyTreeRestore(item=wanted, restore_args=to_host, partial_restore=True)
+    item_tree = {"params": chosen} if inside else chosen
+    to_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item_tree)
+    args = ocp.args.PyTreeRestore(item=item_tree, restore_args=to_host, partial_restore=True)
     restored = ocp.PyTreeCheckpointHandler().restore(item, args=args)
     params = restored["params"] if inside else restored
     if like is None or _names(params) != _names(like):
@@ -135,13 +142,13 @@ def _read(item: Any, like: Params | None, name: str) -> Params:
 
 
 def _in_order(params: Params, like: Params) -> list[Any]:
-    """The leaves of params in the order of ``like``, which may be another one: dicts are sorted by their keys."""
+    """The leaves of params in the order of ``like``; the two orders can differ, since dicts are sorted by key."""
     leaves = dict(zip(_simple(params), jax.tree.leaves(params), strict=True))
     return [leaves[path] for path in _simple(like)]
 
 
 def _simple(tree: Any) -> list[str]:
-    """The path of each leaf by names alone, whatever kinds of containers these are."""
+    """The path of each leaf as names joined by slashes, whatever the types of the containers are."""
     paths = jax.tree_util.tree_leaves_with_path(tree)
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
 
@@ -151,7 +158,7 @@ def _names(tree: Any) -> list[str]:
 
 
 def _refuse_run(path: Any, name: str) -> None:
-    """The folder of a run of train.py, or of its checkpoints, has a reader of its own."""
+    """Refuse the folder of a run of train.py, or of its checkpoints: `js.load_run` reads these."""
     for folder in (path, path.parent):
         try:
             config = json.loads((folder / "config.json").read_text())

@@ -31,12 +31,13 @@ def pca_directions(
     ignore: Ignore = None,
     progress: bool | None = None,
 ) -> tuple[Directions, np.ndarray]:
-    """The directions in which a path varies most, and how much of its variance each has (paper section 7.2).
+    """The directions in which a path varies most, and the share of the variance along each (paper section 7.2).
 
-    The right singular vectors of ``[theta_0 - theta_n; ...; theta_{n-1} - theta_n]``, found through the Gram matrix of
-    its rows: ``G = X X^T = U S^2 U^T`` and ``direction_k = X^T u_k / s_k``. The checkpoints are read once, one at a
-    time; their weights wait in a temporary file, as large as all of them, in the folder that TMPDIR names. Only blocks
-    of columns smaller than a checkpoint come back to memory, shared by the devices of this process.
+    The directions are the right singular vectors of ``X = [theta_0 - theta_n; ...; theta_{n-1} - theta_n]``. They are
+    computed from the Gram matrix of the rows: ``G = X X^T = U S^2 U^T`` and ``direction_k = X^T u_k / s_k``. The
+    checkpoints are read once, one at a time. Their weights are written to a temporary file, as large as all
+    checkpoints together, in the folder that TMPDIR names. The file is then read in blocks of columns. A block is
+    smaller than a checkpoint, and the devices of this process share it.
 
     >>> path = [{"w": jnp.array([3.0, 4.0, 1.0])}, {"w": jnp.array([3.0, 4.0, 0.0])}, {"w": jnp.zeros(3)}]
     >>> directions, ratio = pca_directions(path, num=1)
@@ -44,34 +45,38 @@ def pca_directions(
     ([0.597, 0.796, 0.1], [0.99, 0.01])
 
     Args:
-        checkpoints: Params in the order of training, read once, one at a time. One of:
+        checkpoints: Params in the order of training, read once, one at a time. One of these forms:
 
-            - a sequence of pytrees, or an iterator of them. Several paths in one plane:
+            - a sequence or an iterator of pytrees. For several paths in one plane, pass
               ``itertools.chain(first.checkpoints, second.checkpoints)``.
-            - a run's ``checkpoints``; with its running statistics as well: ``run.checkpoints.with_batch_stats()``.
-            - a pytree that `jax.lax.scan` has stacked: each leaf has one more leading axis. A list or tuple is always
-              a sequence here.
+            - the ``checkpoints`` of a run; to include the running statistics of batch norm, pass
+              ``run.checkpoints.with_batch_stats()``.
+            - a pytree stacked by `jax.lax.scan`: each leaf has one additional leading axis. A list or a tuple always
+              counts as a sequence.
             - the path of a folder of orbax checkpoints, written by a `CheckpointManager` (its item ``params``,
-              ``state``, ``default`` or ``pytree``) or as folders of steps. Of a pytree with the entry ``params``
-              beside others, such as ``opt_state``, the params are read. An NNX state comes as nested dicts.
-            - a function without arguments that makes an iterator of params.
-        num: How many directions.
-        center: ``"last"``: rows are what is left to the last checkpoint, as in the paper; then the path ends at the
-            origin. ``"mean"``: rows, that of the last checkpoint among them, are differences to their mean, as in
-            textbooks and scikit-learn.
-        ignore: As in `jaxscape.random_directions`: leaves that take no part; None: all do.
-        progress: True or False for a progress bar; None for one on terminals and in notebooks.
+              ``state``, ``default`` or ``pytree``) or as folders of steps. If the saved pytree has the entry
+              ``params`` and other entries, such as ``opt_state``, only ``params`` is read. An NNX state is restored
+              as nested dicts.
+            - a function without arguments that returns an iterator of params.
+        num: The number of directions.
+        center: ``"last"``: the rows of X are the differences from the last checkpoint, as in the paper; then the path
+            ends at the origin. ``"mean"``: the rows, now with the last checkpoint, are the differences from their
+            mean, as in textbooks and scikit-learn.
+        ignore: Which leaves have no part in the directions: None, all leaves take part; ``"bias_norm"``, biases and
+            normalization parameters are left out; or a predicate on (path, leaf) that is true for a leaf to leave out.
+        progress: True or False turns a progress bar on or off; None shows one on terminals and in notebooks.
 
     Returns:
-        Orthonormal directions, zero in ignored leaves; and the explained variance ratios of ALL components, in falling
-        order: ``s_k^2 / sum(s^2)``. The largest coordinate of the path along each direction is positive.
+        Orthonormal directions, zero in the ignored leaves; and the explained variance ratios of ALL components,
+        ``s_k^2 / sum(s^2)``, in descending order. The sign of each direction is chosen so that the largest coordinate
+        of the path along it (in absolute value) is positive.
 
     Raises:
         ValueError: ``num`` or ``center`` is unknown, the path spans fewer dimensions than ``num``, a checkpoint has
             other leaves than the first or is not finite (the message says which), all checkpoints hold the same arrays
             (snapshots that alias a live module), the leaves of a stacked pytree have no common leading axis, or a
-            folder has no checkpoints to be read.
-        TypeError: A leaf is not floating, or ``checkpoints`` is none of the above.
+            folder has no readable checkpoints.
+        TypeError: A leaf is not floating, or ``checkpoints`` has none of the forms above.
         FileNotFoundError: There is no such folder.
         ImportError: A folder needs orbax, which is not installed.
     """
@@ -89,14 +94,14 @@ def pca_directions(
         flat = _directions(rows, centered, coordinates)
     ratio = squares[: subspace.size] / squares.sum()
     basis = jax.vmap(subspace.embed)(jnp.asarray(flat))
-    told = {"directions": "PCA", "center": center, "pca_ignore": str(ignore), "num_checkpoints": len(rows)}
-    return Directions(basis, recipe=tuple((name, str(value)) for name, value in told.items())), ratio
+    recipe = {"directions": "PCA", "center": center, "pca_ignore": str(ignore), "num_checkpoints": len(rows)}
+    return Directions(basis, recipe=tuple((name, str(value)) for name, value in recipe.items())), ratio
 
 
 def _collect(
     checkpoints: Iterable[Params], ignore: Ignore, file: IO[bytes], progress: bool | None
 ) -> tuple[Subspace, Rows]:
-    """One pass over the checkpoints, each checked before it is kept."""
+    """Read the checkpoints once; check each of them and write it to the file as one row."""
     like, rows = None, None
     for i, checkpoint in enumerate(checkpoint_bar(checkpoints, progress)):
         params = checks.as_params(checkpoint, f"checkpoints[{i}]")
@@ -115,13 +120,13 @@ def _collect(
 
 
 def _row(subspace: Subspace, params: Params) -> np.ndarray:
-    """The free leaves as a vector, put together on the host: on a device it is a call for each leaf."""
+    """Concatenate the free leaves to a vector on the host: on a device this needs one call for each leaf."""
     leaves, dtype = zip(jax.tree.leaves(params), subspace.free, strict=True), subspace.dtype
     return np.concatenate([np.asarray(x).reshape(-1).astype(dtype, copy=False) for x, free in leaves if free])
 
 
 def checkpoint_bar(checkpoints: Iterable[Params], progress: bool | None) -> Any:
-    """The checkpoints, with a bar; on one process only."""
+    """The checkpoints with a progress bar; only process 0 shows it."""
     shown = progress if jax.process_index() == 0 else False
     return tqdm(checkpoints, unit="checkpoint", desc="checkpoints", disable=None if shown is None else not shown)
 
@@ -141,7 +146,7 @@ def _from_mean(block: np.ndarray) -> np.ndarray:
 
 
 def _gram(rows: Rows, centered: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Inner products of all rows: of each block on the devices at full precision, summed in float64."""
+    """Inner products of all rows: the devices compute those of a block in full precision; the sum is in float64."""
     mesh = Mesh(np.array(jax.local_devices()), ("columns",))
     sharding, total = NamedSharding(mesh, PartitionSpec(None, "columns")), np.zeros(())
     for block in rows.blocks():
@@ -157,7 +162,7 @@ def _inner(block: Array) -> Array:
 
 
 def _check_rank(squares: np.ndarray, num: int, rows: int, dtype: Any) -> None:
-    """Refuse directions that are nothing but rounding."""
+    """Refuse directions that would consist of rounding errors only."""
     if not squares[0] > 0:
         raise ValueError("checkpoints are all equal: a path that does not move has no directions.")
     rank = int(np.sum(squares > rows * np.finfo(dtype).eps * squares[0]))
@@ -169,13 +174,17 @@ def _check_rank(squares: np.ndarray, num: int, rows: int, dtype: Any) -> None:
 
 
 def _directions(rows: Rows, centered: Callable[[np.ndarray], np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """``X^T weights`` with columns made orthonormal, as rows; the largest entry of each column of weights positive."""
+    """Compute ``X^T weights`` and orthonormalize its columns; the largest entry of each column of weights is positive.
+
+    Returns:
+        The columns, as the rows of an array.
+    """
     largest = weights[np.abs(weights).argmax(0), np.arange(weights.shape[1])]
     weights = (weights * np.sign(largest)).T.astype(rows.dtype)
     flat = np.concatenate([weights @ centered(block) for block in rows.blocks()], axis=1)
     for k, direction in enumerate(flat):
         direction /= np.linalg.norm(direction)
-        for other in flat[:k]:  # rounding of the Gram matrix leaves a little of the larger in the smaller
+        for other in flat[:k]:  # the rounding of the Gram matrix leaves a small component along the others
             direction -= (other @ direction) * other
         direction /= np.linalg.norm(direction)
     return flat

@@ -1,4 +1,4 @@
-"""A path in the coordinates of a plane, and how far it is from it."""
+"""The coordinates of a path in a plane, and its distance from the plane."""
 
 from typing import Any
 
@@ -24,11 +24,11 @@ def project(
     *,
     progress: bool | None = None,
 ) -> xr.Dataset:
-    """Each checkpoint's nearest point in a plane: ``theta_i = origin + sum_k c_ik * directions[k] + rest_i``.
+    """The nearest point to each checkpoint in a plane: ``theta_i = origin + sum_k c_ik * directions[k] + rest_i``.
 
-    Least squares in the directions' own metric, ``c_i = (D^T D)^{-1} D^T (theta_i - origin)`` with D the directions as
-    columns: exact for directions that are neither orthogonal nor of length 1, where cosines (the original tool's
-    ``cos`` projection) are not. The rest is orthogonal to all directions.
+    The coordinates are the least-squares solution ``c_i = (D^T D)^{-1} D^T (theta_i - origin)``, where the columns of
+    D are the directions. This is exact also for directions that are neither orthogonal nor of length 1; cosines (the
+    ``cos`` projection of the original tool) are not exact there. The rest is orthogonal to all directions.
 
     >>> skewed = [{"w": jnp.array([2.0, 0.0, 0.0])}, {"w": jnp.array([1.0, 1.0, 0.0])}]
     >>> ds = project([{"w": jnp.array([5.0, 3.0, 4.0])}], {"w": jnp.zeros(3)}, skewed)
@@ -36,33 +36,41 @@ def project(
     ([[1.0, 3.0]], [4.0])
 
     Args:
-        checkpoints: Params in the order of training, read once, one at a time. One of:
+        checkpoints: Params in the order of training, read once, one at a time. One of these forms:
 
-            - a sequence of pytrees, or an iterator of them.
-            - a run's ``checkpoints``; with its running statistics as well: ``run.checkpoints.with_batch_stats()``.
-            - a pytree that `jax.lax.scan` has stacked: each leaf has one more leading axis. A list or tuple is a
-              sequence, unless it has the leaves of ``origin`` with that axis.
+            - a sequence or an iterator of pytrees.
+            - the ``checkpoints`` of a run; to include the running statistics of batch norm, pass
+              ``run.checkpoints.with_batch_stats()``.
+            - a pytree stacked by `jax.lax.scan`: each leaf has one additional leading axis. A list or a tuple counts
+              as a sequence, unless it has the leaves of ``origin`` with this additional axis.
             - the path of a folder of orbax checkpoints, written by a `CheckpointManager` (its item ``params``,
-              ``state``, ``default`` or ``pytree``) or as folders of steps. Of a pytree with the entry ``params``
-              beside others, such as ``opt_state``, the params are read, unless the whole has the leaves of ``origin``.
-            - a function without arguments that makes an iterator of params.
-        origin: Params at coordinates 0.
-        directions: As in `surface`: Directions, one pytree like params, or a sequence of these.
-        progress: True or False for a progress bar; None for one on terminals and in notebooks.
+              ``state``, ``default`` or ``pytree``) or as folders of steps. If the saved pytree has the entry
+              ``params`` and other entries, such as ``opt_state``, only ``params`` is read, unless the whole pytree has
+              the leaves of ``origin``.
+            - a function without arguments that returns an iterator of params.
+        origin: The params at coordinates 0, a pytree of floating arrays with the leaves of the checkpoints.
+        directions: `Directions`, one pytree like ``origin``, or a sequence of such pytrees.
+        progress: True or False turns a progress bar on or off; None shows one on terminals and in notebooks.
 
     Returns:
-        A Dataset over ``step`` and ``axis``: ``coordinates`` in units of the directions, ``(step, axis)``; lengths in
-        parameter space ``distance`` (from the origin) and ``off_plane_distance`` (of the rest), ``(step,)``;
-        ``step_cosine`` ``(step,)``, the cosine of the angle between the step to this checkpoint and the plane, NaN for
-        the first one and for a step of length 0; ``axis_variance`` ``(axis,)``, the share of
-        ``sum_i distance_i^2`` that each direction has alone. ``attrs["variance_captured"]`` is the plane's share.
-        NaN at checkpoints that are not finite, which ``attrs["nonfinite_steps"]`` counts and the shares leave out.
+        A Dataset over ``step`` and ``axis`` with these variables. They are NaN at checkpoints that are not finite.
+
+        - ``coordinates`` ``(step, axis)``, in units of the directions;
+        - ``distance`` ``(step,)``, the distance of the checkpoint from the origin in parameter space;
+        - ``off_plane_distance`` ``(step,)``, the length of the rest in parameter space;
+        - ``step_cosine`` ``(step,)``, the cosine of the angle between the step to this checkpoint and the plane; NaN
+          for the first checkpoint and for a step of length 0;
+        - ``axis_variance`` ``(axis,)``, the share of ``sum_i distance_i^2`` along each direction alone.
+
+        ``attrs["variance_captured"]`` is the share in the plane. ``attrs["nonfinite_steps"]`` counts the checkpoints
+        that are not finite; the shares leave them out.
 
     Raises:
-        ValueError: There is no checkpoint, a checkpoint or a direction is not like origin, the directions depend on
-            each other, all checkpoints hold the same arrays (snapshots that alias a live module), the leaves of a
-            stacked pytree have no common leading axis, or a folder has no checkpoints to be read.
-        TypeError: A leaf is not floating, or ``checkpoints`` is none of the above.
+        ValueError: There is no checkpoint, a checkpoint or a direction does not have the leaves of origin, the
+            directions are linearly dependent, all checkpoints hold the same arrays (snapshots that alias a live
+            module), the leaves of a stacked pytree have no common leading axis, or a folder has no readable
+            checkpoints.
+        TypeError: A leaf is not floating, or ``checkpoints`` has none of the forms above.
         FileNotFoundError: There is no such folder.
         ImportError: A folder needs orbax, which is not installed.
     """
@@ -72,16 +80,24 @@ def project(
     metric = np.array([[float(trees.dot(a, b)) for b in directions] for a in directions])
     _check_independent(metric, directions)
     rows: list[tuple[np.ndarray, np.ndarray, float, float, float]] = []
-    before: Params | None = None
+    previous: Params | None = None
     for i, checkpoint in enumerate(checkpoint_bar(path, progress)):
         name = f"checkpoints[{i}]"
         point = checks.like(origin, checks.as_params(checkpoint, name), name)
-        away, inner = _against(point, origin, directions.basis)
+        displacement, inner = _displacement(point, origin, directions.basis)
         inner = np.asarray(inner, np.float64)
         coords = np.linalg.solve(metric, inner)
-        step = np.nan if before is None else float(trees.norm(trees.axpy(-1, before, away)))
-        rows.append((coords, inner, float(trees.norm(away)), float(_rest(away, directions.basis, coords)), step))
-        before = away
+        step = np.nan if previous is None else float(trees.norm(trees.axpy(-1, previous, displacement)))
+        rows.append(
+            (
+                coords,
+                inner,
+                float(trees.norm(displacement)),
+                float(_rest_length(displacement, directions.basis, coords)),
+                step,
+            )
+        )
+        previous = displacement
     if not rows:
         raise ValueError("checkpoints is empty; expected at least one.")
     coords, inner, distance, off, steps = (np.array(column) for column in zip(*rows, strict=True))
@@ -113,22 +129,24 @@ def _dataset(
 
 
 @jax.jit
-def _against(point: Params, origin: Params, basis: Params) -> tuple[Params, Array]:
-    """The way from the origin, and its inner products with the directions."""
+def _displacement(point: Params, origin: Params, basis: Params) -> tuple[Params, Array]:
+    """The displacement from the origin to a point, and its inner products with the directions."""
 
     def leaf(a: Array, b: Array) -> Array:
         dtype = trees.working_dtype(b)
         return a.astype(dtype) - b.astype(dtype)
 
-    away = jax.tree.map(leaf, point, origin)
+    displacement = jax.tree.map(leaf, point, origin)
     num = jax.tree.leaves(basis)[0].shape[0]
-    return away, jnp.stack([trees.dot(jax.tree.map(lambda x, k=k: x[k], basis), away) for k in range(num)])
+    return displacement, jnp.stack(
+        [trees.dot(jax.tree.map(lambda x, k=k: x[k], basis), displacement) for k in range(num)]
+    )
 
 
 @jax.jit
-def _rest(away: Params, basis: Params, coords: Array) -> Array:
-    """Length of what is not in the plane."""
-    return trees.norm(trees.displace(away, basis, -coords))
+def _rest_length(displacement: Params, basis: Params, coords: Array) -> Array:
+    """The length of the component of a displacement that is not in the plane."""
+    return trees.norm(trees.displace(displacement, basis, -coords))
 
 
 def _check_independent(metric: np.ndarray, directions: Directions) -> None:

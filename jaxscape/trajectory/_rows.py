@@ -1,4 +1,4 @@
-"""A matrix that does not fit in memory: written row by row to a file, read by blocks of columns."""
+"""A matrix that does not fit in memory: it is written to a file row by row, and read in blocks of columns."""
 
 from collections.abc import Iterator
 from typing import IO, Any
@@ -7,10 +7,10 @@ import numpy as np
 
 
 class Rows:
-    """Rows of one length and dtype, in a file."""
+    """The rows of a matrix in a file; all have the same length and dtype."""
 
     def __init__(self, file: IO[bytes], columns: int, dtype: Any) -> None:
-        """Begin an empty matrix in an empty file, open for reading and writing."""
+        """Begin an empty matrix in an empty file that is open for reading and writing."""
         self.columns, self.dtype = columns, np.dtype(dtype)
         self._file, self._count = file, 0
 
@@ -24,7 +24,7 @@ class Rows:
         self._count += 1
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """All rows of some columns after another; a block is half as large as a row is."""
+        """Yield blocks of neighbouring columns with all rows; a block is about half as large as a row."""
         width = max(1, self.columns // (2 * len(self)))
         for start in range(0, self.columns, width):
             block = np.empty((len(self), min(width, self.columns - start)), self.dtype)

@@ -1,4 +1,4 @@
-"""Sequences of params that hold none of them: each is read, or made anew, when it is asked for."""
+"""Sequences of params that keep no params in memory: each access reads or creates them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from jaxscape.types import Params
 
 @dataclass(frozen=True)
 class Lazy(Sequence[Params]):
-    """Params that are read by their index.
+    """A sequence that reads its entries by index.
 
     Attributes:
-        length: How many there are.
-        read: The params at an index from 0 to ``length - 1``.
+        length: The number of entries.
+        read: A function that returns the params at an index from 0 to ``length - 1``.
     """
 
     length: int
@@ -31,13 +31,13 @@ class Lazy(Sequence[Params]):
 
 @dataclass(frozen=True)
 class Repeated(Sequence[Params]):
-    """Params that come one after another, from an iterator that can be made again.
+    """A sequence whose entries come from an iterator, which can be created several times.
 
-    The first question for the length or the last entry costs one pass, which keeps the last entry only.
+    The first access to the length or to the last entry costs one pass, which keeps only the last entry in memory.
 
     Attributes:
-        make: A function that makes a new iterator.
-        name: What the caller's argument is called, for the messages.
+        make: A function that returns a new iterator.
+        name: The name of the caller's argument, for the messages.
     """
 
     make: Callable[[], Iterable[Params]]
@@ -45,7 +45,7 @@ class Repeated(Sequence[Params]):
 
     def __iter__(self) -> Iterator[Params]:
         iterable = self.make()
-        if not isinstance(iterable, Iterable) or isinstance(iterable, Mapping):  # which would give its keys
+        if not isinstance(iterable, Iterable) or isinstance(iterable, Mapping):  # a mapping would give its keys
             raise TypeError(
                 f"{self.name} is a function that gave {type(iterable).__name__}, expected an iterator of params."
             )
@@ -66,9 +66,9 @@ class Repeated(Sequence[Params]):
 
     @cached_property
     def _end(self) -> tuple[int, Params | None]:
-        """The length and the last entry; a second pass must give as many."""
+        """The length and the last entry, from one pass; a second pass must not be empty."""
         count, last = 0, None
-        for count, last in enumerate(self, start=1):  # noqa: B007  # the last one is what is wanted
+        for count, last in enumerate(self, start=1):  # noqa: B007  # only the last entry is used
             pass
         if count and next(iter(self), None) is None:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The path of training on the surface it walked, in one call (paper section 7, figures 8 and 9)."""
+"""The path of training and the loss surface around it, in one call (paper section 7, figures 8 and 9)."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from jaxscape.types import Data, Ignore, LossFn, Params
 
 
 class _Path(NamedTuple):
-    """What is walked: the checkpoints as they are projected, and whole, as their own loss needs them."""
+    """The parts of a path: the checkpoints to project, and the whole checkpoints, which their own loss needs."""
 
     checkpoints: Sequence[Params]
     whole: Sequence[Params]
@@ -59,49 +59,59 @@ def trajectory(
     ((5, 5), (4, 2), True)
 
     Args:
-        run: A run, as `load_run` gives it; or checkpoints, params in the order of training, which are read several
-            times, one at a time. These are one of:
+        run: A run, as `load_run` returns it; or checkpoints: params in the order of training, which are read several
+            times, one at a time. Checkpoints have one of these forms:
 
-            - a sequence of pytrees. An iterator can be read only once and is refused.
-            - a pytree that `jax.lax.scan` has stacked: each leaf has one more leading axis. A list or tuple is a
-              sequence, unless it has the leaves of ``origin`` (or of ``directions``, if they are Directions) with that
-              axis.
+            - a sequence of pytrees. An iterator is refused, because it can be read only once.
+            - a pytree stacked by `jax.lax.scan`: each leaf has one additional leading axis. A list or a tuple counts
+              as a sequence, unless it has the leaves of ``origin`` (or of ``directions``, if these are `Directions`)
+              with this additional axis.
             - the path of a folder of orbax checkpoints, written by a `CheckpointManager` (its item ``params``,
-              ``state``, ``default`` or ``pytree``) or as folders of steps. Of a pytree with the entry ``params``
-              beside others, such as ``opt_state``, the params are read, unless the whole has the leaves of ``origin``.
-              They get the structure of ``origin``: pass ``origin=nnx.state(model)`` where ``loss_fn`` needs an NNX
-              state, which orbax gives as nested dicts.
-            - a function without arguments that makes an iterator of params.
-        loss_fn: As in `surface`; None: the run's.
-        data: As in `surface`; None: the run's train split.
-        directions: As in `surface`, for another plane, e.g. random ones (figure 8); None: the first two of
-            `pca_directions`.
-        origin: Where the coordinates are 0; None: the last checkpoint.
-        center: As in `pca_directions`.
-        ignore: As in `pca_directions`.
-        batch_stats: Of a run: whether the running statistics of batch norm are coordinates, too. Otherwise the
-            surface and ``in_plane_loss`` have those of the last checkpoint everywhere.
-        grid: Where the surface is; None: ``points`` along each axis, 0 among them, over the path and a margin.
-        points: How many, or how many along each axis; at least 3.
-        margin: Around the path, in parts of its extent along each axis.
-        epochs: Of each checkpoint; None: the run's.
-        drops: Epochs after which the learning rate fell; None: those of the run's metrics.
-        progress: True or False for progress bars; None for some on terminals and in notebooks.
-        **options: Further options of `surface`.
+              ``state``, ``default`` or ``pytree``) or as folders of steps. If the saved pytree has the entry
+              ``params`` and other entries, such as ``opt_state``, only ``params`` is read, unless the whole pytree has
+              the leaves of ``origin``. The params get the structure of ``origin``: orbax restores an NNX state as
+              nested dicts, so pass ``origin=nnx.state(model)`` if ``loss_fn`` needs an NNX state.
+            - a function without arguments that returns an iterator of params.
+        loss_fn: ``loss_fn(params, batch)`` -> the loss of each example, shape ``(batch,)``; or a dict of such vectors
+            with the key ``"loss"``; or the other forms that `surface` accepts. None: the loss of the run.
+        data: A pytree of arrays with a common leading example axis, for example ``(images, labels)``; or the other
+            forms that `surface` accepts. None: the train split of the run.
+        directions: The directions of the plane: `Directions`, one pytree like the checkpoints, or a sequence of such
+            pytrees, for example random directions (figure 8). None: the first two of `pca_directions`.
+        origin: The params where the coordinates are 0; None: the last checkpoint.
+        center: How principal directions are centered. ``"last"``: on the last checkpoint, as in the paper.
+            ``"mean"``: on the mean of the checkpoints, as in textbooks.
+        ignore: Which leaves have no part in principal directions: None, all leaves take part; ``"bias_norm"``, biases
+            and normalization parameters are left out; or a predicate on (path, leaf) that is true for a leaf to leave
+            out.
+        batch_stats: Whether the running statistics of batch norm of a run are coordinates too. False: the surface and
+            ``in_plane_loss`` use the statistics of the last checkpoint everywhere.
+        grid: The coordinates of the surface. None: ``points`` evenly spaced coordinates along each axis, which include
+            0 and cover the path with a margin.
+        points: The number of points along each axis: one number for both axes, or one number for each; at least 3.
+        margin: The margin around the path, as a fraction of the path's extent along each axis.
+        epochs: The epoch of each checkpoint; None: the epochs of the run.
+        drops: The epochs after which the learning rate fell; None: those in the metrics of the run.
+        progress: True or False turns the progress bars on or off; None shows them on terminals and in notebooks.
+        **options: Further options of `surface`, such as ``batch_size``, ``mesh``, ``compute_dtype`` or ``store``.
 
     Returns:
-        The Dataset of `surface` over ``alpha`` and ``beta`` joined with that of `project` over ``step`` and ``axis``;
-        beside them, over ``step``: ``true_loss``, the loss at the checkpoint itself (with its own batch statistics);
-        ``in_plane_loss``, that at ``origin + sum_k coordinates[k] * directions[k]``, which the picture shows under the
-        dot; ``epoch``, if known, and ``lr_drop``, whether the learning rate fell after it; and
-        ``explained_variance_ratio`` over ``component`` if the directions are principal ones.
+        The Dataset of `surface` over ``alpha`` and ``beta``, joined with the Dataset of `project` over ``step`` and
+        ``axis``, and these further variables:
+
+        - ``true_loss`` ``(step,)``, the loss at the checkpoint itself (with its own batch statistics);
+        - ``in_plane_loss`` ``(step,)``, the loss at ``origin + sum_k coordinates[k] * directions[k]``, the point where
+          a picture draws the checkpoint;
+        - ``epoch`` and ``lr_drop`` ``(step,)``, if the epochs are known; ``lr_drop`` says whether the learning rate
+          fell after this checkpoint;
+        - ``explained_variance_ratio`` ``(component,)``, if the directions are principal directions.
 
     Raises:
-        ValueError: As in `pca_directions`, `project` and `surface`; ``points`` or ``margin`` is out of its range,
-            there are not two directions and no grid, ``epochs`` has another length than there are checkpoints, or
-            ``batch_stats`` is asked of bare checkpoints.
-        TypeError: ``loss_fn`` or ``data`` is missing beside bare checkpoints, or these are an iterator or none of the
-            above.
+        ValueError: `pca_directions`, `project` or `surface` refuses its arguments, ``points`` or ``margin`` is out of
+            range, there is no grid and the number of directions is not two, the length of ``epochs`` is not the number
+            of checkpoints, or ``batch_stats`` is True without a run.
+        TypeError: ``loss_fn`` or ``data`` is missing and ``run`` is not a run, or the checkpoints are an iterator or
+            have none of the forms above.
         FileNotFoundError: There is no such folder of checkpoints.
         ImportError: A folder of checkpoints needs orbax, which is not installed.
     """
@@ -118,8 +128,8 @@ def trajectory(
     extra: dict[str, Any] = {}
     if directions is None:
         directions, ratio = pca_directions(path.checkpoints, center=center, ignore=ignore, progress=progress)
-        told = {"long_name": "share of each principal component in the path's variance"}
-        extra["explained_variance_ratio"] = ("component", ratio, told)
+        attrs = {"long_name": "share of each principal component in the path's variance"}
+        extra["explained_variance_ratio"] = ("component", ratio, attrs)
     directions = as_directions(directions, origin)
     if grid is None and len(directions) != 2:
         raise ValueError(
@@ -127,11 +137,11 @@ def trajectory(
         )
     losses: list[float] = []
     check = options.get("check", True)
-    walked = project(_measured(path, origin, losses, check), origin, directions, progress=progress)
-    coords = walked.coordinates.values
+    projection = project(_with_losses(path, origin, losses, check), origin, directions, progress=progress)
+    coords = projection.coordinates.values
     if grid is None:
         grid = Grid(tuple(_axis(column, count, margin) for column, count in zip(coords.T, counts, strict=True)))
-    found = surface(origin, path.loss_fn, path.data, directions=directions, grid=grid, progress=progress, **options)
+    result = surface(origin, path.loss_fn, path.data, directions=directions, grid=grid, progress=progress, **options)
     objective = Objective.of(path.loss_fn, origin, path.data, check=False)  # checked by the surface
     in_plane = engine.evaluate(objective, origin, directions.basis, coords, mesh=options.get("mesh"), progress=False)
     extra |= {
@@ -140,9 +150,9 @@ def trajectory(
     }
     if path.epochs is not None:
         extra["epoch"] = ("step", np.asarray(path.epochs, float))
-        extra["lr_drop"] = ("step", _marked(np.asarray(path.epochs, float), path.drops))
-    joined = found.assign(walked.data_vars).assign(extra).assign_coords(walked.coords)
-    return joined.assign_attrs(walked.attrs)
+        extra["lr_drop"] = ("step", _last_before(np.asarray(path.epochs, float), path.drops))
+    joined = result.assign(projection.data_vars).assign(extra).assign_coords(projection.coords)
+    return joined.assign_attrs(projection.attrs)
 
 
 def _path(
@@ -154,7 +164,7 @@ def _path(
     epochs: Sequence[float] | None,
     drops: Iterable[float] | None,
 ) -> _Path:
-    """A run's parts, or what was passed instead of them."""
+    """The parts of a run; an argument that the caller passed replaces the part of the run."""
     if hasattr(run, "checkpoints"):
         whole = run.checkpoints.with_batch_stats()
         path = _Path(
@@ -163,7 +173,7 @@ def _path(
             loss_fn or run.loss_fn,
             run.data if data is None else data,
             run.checkpoints.epochs if epochs is None else epochs,
-            _falls(run.metrics) if drops is None else drops,
+            _drops(run.metrics) if drops is None else drops,
         )
     else:
         for name, value in (("loss_fn", loss_fn), ("data", data)):
@@ -178,23 +188,23 @@ def _path(
     return path
 
 
-def _falls(metrics: Sequence[dict[str, float]]) -> list[float]:
-    """The epochs after which the rate is at most half of what it was."""
+def _drops(metrics: Sequence[dict[str, float]]) -> list[float]:
+    """The epochs after which the learning rate is at most half of the previous rate."""
     pairs = zip(metrics[:-1], metrics[1:], strict=True)
     return [a["epoch"] for a, b in pairs if a["epoch"] > 0 and b["lr"] <= 0.5 * a["lr"]]
 
 
-def _marked(epochs: np.ndarray, drops: Iterable[float]) -> np.ndarray:
-    """The last checkpoint before each drop."""
-    marked = np.zeros(len(epochs), bool)
+def _last_before(epochs: np.ndarray, drops: Iterable[float]) -> np.ndarray:
+    """A mask of the checkpoints, true for the last checkpoint before each drop of the learning rate."""
+    mask = np.zeros(len(epochs), bool)
     for drop in drops:
         before = np.flatnonzero(epochs <= drop)
-        marked[before[-1:]] = True
-    return marked
+        mask[before[-1:]] = True
+    return mask
 
 
-def _measured(path: _Path, origin: Params, losses: list[float], check: bool) -> Iterator[Params]:
-    """The checkpoints; the loss of each goes into the list while it is in memory."""
+def _with_losses(path: _Path, origin: Params, losses: list[float], check: bool) -> Iterator[Params]:
+    """Yield the checkpoints; append the loss of each to the list while the checkpoint is in memory."""
     mesh = Mesh(np.array(jax.devices()), (DATA_AXIS,))
     objective: Objective | None = None
     for whole in path.whole:
@@ -205,7 +215,7 @@ def _measured(path: _Path, origin: Params, losses: list[float], check: bool) -> 
 
 
 def _axis(coords: np.ndarray, count: int, margin: float) -> np.ndarray:
-    """So many evenly spaced coordinates over the path and a margin, one of them exactly 0."""
+    """``count`` evenly spaced coordinates over the path and a margin around it; one of them is exactly 0."""
     finite = coords[np.isfinite(coords)]
     low, high = min(finite.min(initial=0), 0), max(finite.max(initial=0), 0)
     extent = (high - low) or 1.0

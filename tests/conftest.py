@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# XLA ends a process when a device waits 40 s for the others, and 8 devices on busy cores do. The user's flags win.
+os.environ["XLA_FLAGS"] = f"--xla_cpu_collective_call_terminate_timeout_seconds=3600 {os.getenv('XLA_FLAGS', '')}"
 
 import jax
 import matplotlib as mpl

@@ -1,12 +1,30 @@
 """Tests run on 8 virtual CPU devices in float64, so that references are tight and sharding is real."""
 
 import os
+import shutil
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# XLA ends a process when a device waits 40 s for the others, and 8 devices on busy cores do. The user's flags win.
+os.environ["XLA_FLAGS"] = f"--xla_cpu_collective_call_terminate_timeout_seconds=3600 {os.getenv('XLA_FLAGS', '')}"
 
 import jax
 import matplotlib as mpl
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
 mpl.use("Agg")
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """A finished run of `tests.training.CONFIG`; no test changes it."""
+    from tests.training import CONFIG, train  # not for the tests of anything else
+
+    return train.train(CONFIG, tmp_path_factory.mktemp("runs") / "whole", progress=False)
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """The folder of a copy of the run, to change."""
+    return shutil.copytree(run.path, tmp_path / "copy")

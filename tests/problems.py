@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import socket
 import subprocess
 import sys
 
@@ -88,7 +89,7 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 port, num, index, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-jax.distributed.initialize(f"127.0.0.1:{port}", num, index, heartbeat_timeout_seconds=10)
+jax.distributed.initialize(f"127.0.0.1:{port}", num, index, heartbeat_timeout_seconds=30)
 import jaxscape as js
 """
 
@@ -96,8 +97,11 @@ import jaxscape as js
 def launch(num, out, code):
     """Start the processes of one program, 2 devices each; the code knows `num`, `index` and the folder `out`."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    port = str(20000 + os.getpid() % 20000 + num)
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"PYTHONPATH": root}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # the system chooses: other workers of pytest launch processes at the same time
+        port = str(free.getsockname()[1])
+    flags = [flag for flag in os.getenv("XLA_FLAGS", "").split() if "device_count" not in flag]
+    environment = os.environ | {"PYTHONPATH": root, "XLA_FLAGS": " ".join(flags)}
     return [
         subprocess.Popen(
             [sys.executable, "-c", PREAMBLE + code, port, str(num), str(i), str(out)],

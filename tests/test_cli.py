@@ -1,6 +1,7 @@
 """The command line on a stand-in for a trained run: what it computes, writes, prints and refuses."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ import xarray as xr
 import jaxscape as js
 from jaxscape import cli
 from jaxscape.checkpoints import Checkpoints
+
+PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds"
 
 
 class Split(NamedTuple):
@@ -384,6 +387,22 @@ assert jax.device_count() == {expected}, jax.devices()
     environment = {"JAX_PLATFORMS": "cpu", "PATH": "", "PYTHONPATH": str(Path(js.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("", [f"{PATIENCE}=3600"]),
+        ("--xla_cpu_enable_fast_math=false", ["--xla_cpu_enable_fast_math=false", f"{PATIENCE}=3600"]),
+        (f"{PATIENCE}=7", [f"{PATIENCE}=7"]),
+    ],
+    ids=["no flags", "other flags", "the same flag"],
+)
+def test_devices_wait_an_hour_for_each_other_unless_told_otherwise(flags, expected, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert cli.main(["plot", "nowhere.zarr"]) == 2
+    assert cli.main(["plot", "nowhere.zarr"]) == 2  # once is enough
+    assert os.environ["XLA_FLAGS"].split() == expected
 
 
 def test_python_m_jaxscape():

@@ -270,15 +270,15 @@ def doubts(params, filter_axis=None, norm="filter"):
     warn_of_doubts(params, norm, "bias_norm", filter_axis, *plan)
 
 
-TURNED = [
-    library.equinox_block(),
-    library.equinox_stack(2),
-    library.huggingface_torch(),
-    shaped(a__weight=(3, 3), b__w=(3, 5), b__b=(3,), c__kernel=(4, 5)),  # 2 of 3: by its name, by its bias
-]
+TURNED = {
+    "an Equinox block": library.equinox_block(),
+    "an Equinox stack": library.equinox_stack(2),
+    "Hugging Face's PyTorch": library.huggingface_torch(),
+    "2 of 3, by name and by bias": shaped(a__weight=(3, 3), b__w=(3, 5), b__b=(3,), c__kernel=(4, 5)),
+}
 
 
-@pytest.mark.parametrize("params", TURNED, ids=range(len(TURNED)))
+@pytest.mark.parametrize("params", TURNED.values(), ids=TURNED)
 def test_kernels_that_are_out_in_are_warned_of(params):
     with pytest.warns(UserWarning, match=r"\d of \d+ kernels look like \(out, in\).*filter_axis='equinox'"):
         doubts(params)
@@ -293,18 +293,17 @@ def test_random_directions_warns_where_it_is_called():
     assert [warning.filename for warning in caught] == [__file__]
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        shaped(a__weight=(3, 5), a__bias=(5,)),  # (in, out), says its bias
-        shaped(a__weight=(3, 5), b__kernel=(3, 5)),  # half of them
-        library.linen_stack(2, use_bias=False),
-        library.haiku_net(),
-        library.keras_net(),
-        library.huggingface_flax(),
-    ],
-    ids=range(6),
-)
+NOT_TURNED = {
+    "(in, out) by its bias": shaped(a__weight=(3, 5), a__bias=(5,)),
+    "half of the kernels": shaped(a__weight=(3, 5), b__kernel=(3, 5)),
+    "a Linen stack": library.linen_stack(2, use_bias=False),
+    "Haiku": library.haiku_net(),
+    "Keras": library.keras_net(),
+    "Hugging Face's Flax": library.huggingface_flax(),
+}
+
+
+@pytest.mark.parametrize("params", NOT_TURNED.values(), ids=NOT_TURNED)
 def test_other_kernels_are_not(params):
     doubts(params)
 

@@ -14,13 +14,23 @@ DATA_AXIS = "data"
 """The mesh axis along which devices share the examples."""
 
 
+_PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds"
+"""How long XLA lets one device of a CPU wait for the others before it ends the process; jaxlib 0.8 has it, too."""
+
+
 def use_all_cores() -> None:
     """Make each core of a CPU a device, so that all of them share the work; leave any setting of the user alone.
 
     XLA runs a network on one device with little more than one core: ResNet-56 on 32x32 pixels, two cores, 491 images/s
     on one device and 1051 on two.
+
+    Devices wait for each other where they add up. XLA ends the process after 40 seconds of waiting, which a busy
+    machine exceeds; here it is an hour, unless ``XLA_FLAGS`` has the time.
     """
-    flagged = "xla_force_host_platform_device_count" in os.getenv("XLA_FLAGS", "")
+    flags = os.getenv("XLA_FLAGS", "")
+    if _PATIENCE not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_PATIENCE}=3600".strip()
+    flagged = "xla_force_host_platform_device_count" in flags
     if flagged or jax.config.jax_num_cpu_devices != -1:  # type: ignore[attr-defined]
         return
     with contextlib.suppress(RuntimeError):  # JAX has started already, with devices of its own

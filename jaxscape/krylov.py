@@ -46,6 +46,7 @@ def krylov(
     tol: float,
     max_basis: int,
     start: Float[Array, " n"] | None = None,
+    risk: float = RISK,
 ) -> Pairs:
     """Some eigenpairs of a symmetric operator on flat vectors, as `lanczos` finds them.
 
@@ -60,11 +61,12 @@ def krylov(
         max_matvecs: Products at most, ``num`` of them for the residuals.
         tol: A pair is converged when its residual is at most ``tol`` times the magnitude of its eigenvalue and nothing
             better is likely to be missing: each eigenvalue that should have come before it, and differs by more than
-            that from all that did, is missing with a probability of at most `jaxscape.ritz.RISK`. For an eigenvalue
+            that from all that did, is missing with a probability of at most ``risk``. For an eigenvalue
             that rounding cannot tell from 0, what rounding makes of 0 takes the place of that product.
         max_basis: Vectors in memory at most: the space, the next one and its product.
         start: Where to look first beside the noise, say the sum of a neighbour's eigenvectors: residuals are small
             sooner. Whether something is missing rests on the noise alone.
+        risk: The probability, at most, that something better is missing; infinity: the residual is enough.
 
     Returns:
         The pairs.
@@ -74,7 +76,7 @@ def krylov(
     """
     check_options(num, max_matvecs, tol, max_basis)
     goal, rows = Goal(num, which, tol), min(max_basis - 2, noise.shape[0])
-    first, log_odds = _first(noise, start)
+    first, log_odds = _first(noise, start, risk)
     del noise, start
     space = _empty(first, key, rows, max_matvecs)._replace(log_odds=log_odds)
     del first
@@ -144,7 +146,7 @@ def quadrature(
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _first(noise: Array, start: Array | None) -> tuple[Array, Array]:
+def _first(noise: Array, start: Array | None, risk: float) -> tuple[Array, Array]:
     """The first vector, and the logarithm of what its polynomial must exceed where nothing may be missing."""
     scale = jnp.ones((), noise.dtype)
     if start is not None:
@@ -152,7 +154,7 @@ def _first(noise: Array, start: Array | None) -> tuple[Array, Array]:
         scale = jnp.where(scale > 0, scale, 1)  # a start of 0 says nothing
     vector = scale * noise if start is None else start + scale * noise
     norm = jnp.linalg.norm(vector)
-    return vector / norm, jnp.log(norm / scale) + math.log(math.sqrt(2 / math.pi) / RISK)
+    return vector / norm, jnp.log(norm / scale * math.sqrt(2 / math.pi) / risk)
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "products"), donate_argnums=0)

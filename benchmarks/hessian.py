@@ -7,14 +7,20 @@ contiguous and channels-last memory and batch sizes 32, 128 and 256. Both must g
 
 Map (`map`): 11x11 points of a filter-normalized plane around a trained ResNet-20, 512 digits, both ends to a residual
 of 1 %; SciPy calls ARPACK twice at each point, once for each end, on the same compiled product. One turn takes minutes.
+
+Risk (`risk`): what it costs to know that no end is missing: products at 3x3 points of that plane, by the probability of
+a miss, and how many ends of diagonal matrices are missed where an eigenvalue lies 1.2 % beyond that of the start.
 """
 
+import functools
+import math
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.sparse.linalg
 import torch
@@ -27,8 +33,11 @@ from benchmarks.exact import seconds
 from jaxscape import trees
 from jaxscape.curvature import Options, hessian_product
 from jaxscape.curvature._operators import one_mesh
+from jaxscape.linalg import Goal, krylov
+from jaxscape.linalg._krylov import Pairs
 
-CASES = ("resnet20-8", "resnet20-32", "map")
+CASES = ("resnet20-8", "resnet20-32", "map", "risk")
+RISKS = (math.inf, 0.1, 0.03, 0.01)
 
 
 def theirs(
@@ -168,8 +177,46 @@ def maps(turns: int) -> dict[str, Any]:
     }
 
 
+def both_ends(matvec: Any, seed: int, size: int, risk: float, start: Any = None) -> Pairs:
+    """Both ends from a seeded first vector."""
+    noise = jax.random.normal(jax.random.key(seed), (size,))
+    goal = Goal(2, "BE", 1e-2, risk)
+    return krylov(matvec, noise, jax.random.key(seed), goal, max_matvecs=100, max_basis=40, start=start)
+
+
+def misses(risk: float, num: int = 400, size: int = 4096) -> str:
+    """Ends called converged at an eigenvector of the start, where another eigenvalue lies farther out than 1 %."""
+    product = jax.jit(lambda spectrum, v: spectrum * v)
+    start = jnp.zeros(size).at[:2].set(1)
+    missed = 0
+    for seed in range(num):
+        spectrum = np.random.default_rng(seed).uniform(-0.5, 0.6, size)
+        spectrum[:4] = -0.6, 1, -0.6 * 1.012, 1.012
+        matvec = functools.partial(product, jnp.asarray(spectrum, jnp.float32))
+        found = both_ends(matvec, seed, size, risk, jnp.array(start))
+        apart = np.abs(np.asarray(found.values) / [-0.6 * 1.012, 1.012] - 1)
+        missed += int((found.converged & (apart > 1e-2)).sum())
+    return f"{missed} of {2 * num}"
+
+
+def risks() -> dict[str, Any]:
+    """The row of the risks."""
+    run = problems.trained("resnet20")
+    data = js.datasets.Split(*(x[:256] for x in run.data))
+    directions, grid = js.random_directions(0, run.params), js.Grid.plane((-1, 1, 3), (-1, 1, 3))
+    params, product = hessian_product(run.loss_fn, run.params, data, Options(), one_mesh(None))
+    counts = dict.fromkeys(RISKS, 0)
+    for i, coords in enumerate(grid.points()):
+        matvec = product.at(jax.jit(trees.displace)(params, directions.basis, coords))
+        for risk in RISKS:
+            counts[risk] += int(both_ends(matvec, i, product.subspace.size, risk).num_matvecs)
+    return {"case": "risk"} | {str(risk): f"{counts[risk]} products, missed {misses(risk)}" for risk in RISKS}
+
+
 def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
     """One row."""
+    if case == "risk":
+        return risks()
     return maps(turns) if case == "map" else products(case.partition("-")[2], turns, budget)
 
 

@@ -16,7 +16,7 @@ from jaxscape import checks, trees
 from jaxscape.curvature import Options, hessian_product, plane_columns, plane_curvatures
 from jaxscape.directions import Directions
 from jaxscape.grid import Grid
-from jaxscape.linalg import Matvec, check_options, krylov
+from jaxscape.linalg import Goal, Matvec, check_options, krylov
 from jaxscape.meshes import outside_meshes
 from jaxscape.objective import num_examples, rows_of
 from jaxscape.subspace import Subspace
@@ -137,7 +137,7 @@ def eigenvalue_map(
     def at_point(subspace: Subspace, matvec: Matvec, directions: Directions, point: int) -> dict[str, Any]:
         first, later = point_keys(point)
         noise = jax.random.normal(first, (subspace.size,), subspace.dtype)
-        pairs = krylov(matvec, noise, later, num=2, which="BE", **options)
+        pairs = krylov(matvec, noise, later, Goal(2, "BE", tol), max_matvecs=max_matvecs, max_basis=max_basis)
         (low, high), (low_residual, high_residual) = np.asarray(pairs.values), np.asarray(pairs.residuals)
         with np.errstate(all="ignore"):
             ratio = np.abs(np.float64(low) / np.float64(high))

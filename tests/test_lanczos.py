@@ -124,7 +124,7 @@ def test_several_pairs_against_scipy(which):
     a, num = matrix(spectrum), 4
     first = jnp.asarray(rng.normal(size=len(a)))
     found = krylov.krylov(
-        lambda v: a @ v, first, jax.random.key(0), num=num, which=which, max_matvecs=300, tol=1e-9, max_basis=20
+        lambda v: a @ v, first, jax.random.key(0), ritz.Goal(num, which, 1e-9), max_matvecs=300, max_basis=20
     )
     expected, vectors = scipy.sparse.linalg.eigsh(np.asarray(a), num, which=which)
     order, theirs = np.argsort(found.values), np.argsort(expected)
@@ -238,9 +238,13 @@ def test_none_of_several_pairs_is_missed(which):
     spectrum = jnp.asarray(np.concatenate([np.random.default_rng(0).uniform(-1, 1, 500), [3, 4, 5, -4.5, -3.5, -2.5]]))
     best = {"BE": [-4.5, 5, -3.5, 4], "LA": [5, 4, 3], "SA": [-4.5, -3.5, -2.5], "LM": [5, -4.5, 4, -3.5]}[which]
     start = jnp.zeros(len(spectrum)).at[jnp.array([0, 1, 501, 504])].set(1)  # holds 4, -3.5 and none of the others
-    options = {"num": len(best), "which": which, "max_matvecs": 200, "tol": 1e-3, "max_basis": 20}
-    noise = jax.random.normal(jax.random.key(1), spectrum.shape, spectrum.dtype)
-    found = krylov.krylov(lambda v: diagonal(spectrum, v), noise, jax.random.key(0), start=start, **options)
+    noise, goal = (
+        jax.random.normal(jax.random.key(1), spectrum.shape, spectrum.dtype),
+        ritz.Goal(len(best), which, 1e-3),
+    )
+    found = krylov.krylov(
+        lambda v: diagonal(spectrum, v), noise, jax.random.key(0), goal, max_matvecs=200, max_basis=20, start=start
+    )
     assert found.converged.all()
     np.testing.assert_allclose(found.values, best, rtol=1e-3)
 

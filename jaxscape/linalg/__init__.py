@@ -5,12 +5,13 @@ from jaxscape.linalg._eigen import Eigenpairs, Extremes, check_eigenpairs_option
 from jaxscape.linalg._krylov import check_options, krylov
 from jaxscape.linalg._lanczos import lanczos
 from jaxscape.linalg._operator import Matvec, Operator
-from jaxscape.linalg._ritz import Which
+from jaxscape.linalg._ritz import Goal, Which
 from jaxscape.linalg._trace import Trace, check_trace_options
 
 __all__ = [
     "Eigenpairs",
     "Extremes",
+    "Goal",
     "Matvec",
     "Operator",
     "Trace",

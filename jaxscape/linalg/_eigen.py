@@ -10,7 +10,7 @@ from jaxscape.checks import as_key
 from jaxscape.directions import Directions
 from jaxscape.linalg._krylov import Pairs, check_options, krylov
 from jaxscape.linalg._progress import counted, product_bar
-from jaxscape.linalg._ritz import Which
+from jaxscape.linalg._ritz import Goal, Which
 from jaxscape.subspace import Subspace
 from jaxscape.types import Params
 
@@ -99,10 +99,8 @@ def extreme_eigenvalues(
             counted(operator.matvec, bar),
             operator.random_vector(first),
             later,
-            num=2,
-            which="BE",
+            Goal(2, "BE", tol),
             max_matvecs=max_matvecs,
-            tol=tol,
             max_basis=max_basis,
         )
     return as_extremes(pairs, operator.subspace)
@@ -149,10 +147,8 @@ def top_eigenpairs(
             counted(operator.matvec, bar),
             operator.random_vector(first),
             later,
-            num=int(k),
-            which=which,
+            Goal(int(k), which, tol),
             max_matvecs=matvecs,
-            tol=tol,
             max_basis=basis,
         )
     vectors = _embed_rows(operator.subspace, pairs.vectors)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxscape.linalg._ritz import RISK, Goal, Space, Which, complete, negligible, ritz_pairs, small
+from jaxscape.linalg._ritz import Goal, Space, Which, complete, negligible, ritz_pairs, small
 
 _COLUMNS = 2**16  # of the basis, that a restart combines at once: it needs no second basis
 _NOISE = 3.0  # its norm over that of a start: residuals fell as fast as with 0.1, and what is missing showed sooner
@@ -39,11 +39,9 @@ def krylov(
     matvec: Callable[[Array], Array],
     noise: Float[Array, " n"],
     key: PRNGKeyArray,
+    goal: Goal,
     *,
-    num: int,
-    which: Which,
     max_matvecs: int,
-    tol: float,
     max_basis: int,
     start: Float[Array, " n"] | None = None,
 ) -> Pairs:
@@ -54,14 +52,8 @@ def krylov(
         noise: Independent Gaussian entries of mean 0 and variance 1: where to look first. It is used up: its memory
             goes to the space.
         key: A JAX random key, of the vectors with which it goes on from an invariant subspace.
-        num: How many pairs.
-        which: Which of them: from both ends in turn, beginning with the smallest (``"BE"``), the largest (``"LA"``),
-            the smallest (``"SA"``), or the largest in magnitude (``"LM"``).
-        max_matvecs: Products at most, ``num`` of them for the residuals.
-        tol: A pair is converged when its residual is at most ``tol`` times the magnitude of its eigenvalue and nothing
-            better is likely to be missing: each eigenvalue that should have come before it, and differs by more than
-            that from all that did, is missing with a probability of at most `jaxscape.linalg._ritz.RISK`. For an
-            eigenvalue that rounding cannot tell from 0, what rounding makes of 0 takes the place of that product.
+        goal: Which pairs, and how well.
+        max_matvecs: Products at most, one of them for the residual of each pair.
         max_basis: Vectors in memory at most: the space, the next one and its product.
         start: Where to look first beside the noise, say the sum of a neighbour's eigenvectors: residuals are small
             sooner. Whether something is missing rests on the noise alone.
@@ -72,9 +64,10 @@ def krylov(
     Raises:
         ValueError: An option is out of its range.
     """
+    num, which, tol, risk = goal
     check_options(num, max_matvecs, tol, max_basis)
-    goal, rows = Goal(num, which, tol), min(max_basis - 2, noise.shape[0])
-    first, log_odds = _first(noise, start)
+    rows = min(max_basis - 2, noise.shape[0])
+    first, log_odds = _first(noise, start, risk)
     del noise, start
     space = _empty(first, key, rows, max_matvecs)._replace(log_odds=log_odds)
     del first
@@ -144,7 +137,7 @@ def quadrature(
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _first(noise: Array, start: Array | None) -> tuple[Array, Array]:
+def _first(noise: Array, start: Array | None, risk: float) -> tuple[Array, Array]:
     """The first vector, and the logarithm of what its polynomial must exceed where nothing may be missing."""
     scale = jnp.ones((), noise.dtype)
     if start is not None:
@@ -152,7 +145,7 @@ def _first(noise: Array, start: Array | None) -> tuple[Array, Array]:
         scale = jnp.where(scale > 0, scale, 1)  # a start of 0 says nothing
     vector = scale * noise if start is None else start + scale * noise
     norm = jnp.linalg.norm(vector)
-    return vector / norm, jnp.log(norm / scale) + math.log(math.sqrt(2 / math.pi) / RISK)
+    return vector / norm, jnp.log(norm / scale * math.sqrt(2 / math.pi) / risk)
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "products"), donate_argnums=0)

@@ -9,6 +9,7 @@ from jaxscape.checks import as_key
 from jaxscape.linalg._eigen import Extremes, as_extremes
 from jaxscape.linalg._krylov import krylov
 from jaxscape.linalg._operator import Operator
+from jaxscape.linalg._ritz import Goal
 from jaxscape.types import Params
 
 Matvec = Callable[[Params], Params]
@@ -65,10 +66,8 @@ def lanczos(
         operator.matvec,
         operator.random_vector(as_key(key)),
         as_key(key),
-        num=2,
-        which="BE",
+        Goal(2, "BE", tol),
         max_matvecs=max_matvecs,
-        tol=tol,
         max_basis=max_basis,
         start=given,
     )

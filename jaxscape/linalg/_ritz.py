@@ -41,11 +41,23 @@ _FLOOR = 16  # times the machine precision and the norm of the operator: what ro
 
 
 class Goal(NamedTuple):
-    """What is wanted of a space."""
+    """Which pairs are wanted of a space, and how well.
+
+    Attributes:
+        num: How many pairs.
+        which: From both ends in turn, beginning with the smallest (``"BE"``), the largest (``"LA"``), the smallest
+            (``"SA"``), or the largest in magnitude (``"LM"``).
+        tol: A pair is converged when its residual is at most ``tol`` times the magnitude of its eigenvalue and nothing
+            better is likely to be missing. For an eigenvalue that rounding cannot tell from 0, what rounding makes of 0
+            takes the place of that product.
+        risk: The probability, at most, of each eigenvalue to be missing that should have come before a pair and differs
+            by more than the tolerance from all that did; infinity: the residual is enough.
+    """
 
     num: int
     which: Which
     tol: float
+    risk: float = RISK
 
 
 class Space(NamedTuple):

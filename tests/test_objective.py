@@ -720,3 +720,24 @@ def test_a_loss_that_updates_state_runs_as_under_jit():
     ds = js.surface(params, loss, x, directions=[params], grid=GRID, batch_size=8, check=False, progress=False)
     np.testing.assert_allclose(ds.loss.sel(alpha=0), jax.jit(loss)(params, x).mean(), rtol=1e-12)
     js.hvp(loss, params, x, check=False)(params)
+
+
+# ---- a store knows the loss
+
+
+def plus(constant):
+    return lambda p, x: ((x @ p["w"]) ** 2).sum(-1) + constant * jnp.sin(p["w"]).sum()
+
+
+@pytest.mark.parametrize("call", [js.surface, js.eigenvalue_map, js.plane_hessian], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "other", [plus(2.0), plus(jnp.float64(3.0))], ids=["another loss", "another closed-over array"]
+)
+def test_a_store_of_another_loss_is_refused(tmp_path, call, other):
+    options = {"directions": [PARAMS], "grid": GRID, "store": tmp_path / "s.zarr", "progress": False}
+    first = call(PARAMS, plus(jnp.float64(1.0)), X, **options)
+    again = call(PARAMS, plus(jnp.float64(1.0)), X, **options)  # another function that computes the same
+    for name in first:
+        np.testing.assert_array_equal(again[name], first[name])
+    with pytest.raises(ValueError, match=r"s.zarr holds another result: fingerprint is .* there and .* here"):
+        call(PARAMS, other, X, **options)

@@ -1,4 +1,4 @@
-"""Train a network and keep what it takes to look at its landscape.
+"""Train a network, and save everything that is needed to plot its loss landscape.
 
     python train.py --arch resnet56 --noshort --epochs 30 --lr 0.01
     python train.py --arch resnet110 --noshort --dataset cifar10-files --data-dir ~/data --precision bfloat16
@@ -43,7 +43,18 @@ class DivergedError(Exception):
 
 
 def epoch_batches(config: Config, epoch: int, examples: int) -> Iterator[np.ndarray]:
-    """Every example once, in an order that depends on seed and epoch only; the last batch may be smaller."""
+    """The rows of each batch: every example once, in an order that depends only on seed and epoch.
+
+    The last batch may be smaller.
+
+    Args:
+        config: The options of the run.
+        epoch: The number of the epoch.
+        examples: The number of examples.
+
+    Returns:
+        An iterator over the rows of the batches.
+    """
     order = np.random.default_rng((config.seed, epoch)).permutation(examples)
     return (order[i : i + config.batch_size] for i in range(0, examples, config.batch_size))
 
@@ -51,11 +62,11 @@ def epoch_batches(config: Config, epoch: int, examples: int) -> Iterator[np.ndar
 def evaluate(
     loss_fn: LossFn, state: TrainState, train: datasets.Split, test: datasets.Split, mesh: Mesh
 ) -> dict[str, float]:
-    """Loss, and error in percent, over all of each split, in evaluation mode."""
+    """The mean loss, and the error in percent, over all examples of each split, in evaluation mode."""
     variables = trees.overlay(state.params, state.batch_stats)
     row: dict[str, float] = {}
     for split, data in (("train", train), ("test", test)):
-        # Not checked: the loss is that of the networks of models/, in evaluation mode.
+        # No check is needed: the networks of models/ in evaluation mode give a loss for each example.
         objective = Objective.of(loss_fn, variables, data, check=False)
         means = mean_metrics(objective, variables, mesh=mesh)
         row |= {f"{split}_loss": means["loss"], f"{split}_error": 100 * (1 - means["accuracy"])}
@@ -63,7 +74,7 @@ def evaluate(
 
 
 def weight_norms(params: Params) -> dict[str, float]:
-    """The Euclidean norm of all weights together and of each leaf."""
+    """The Euclidean norm of all weights together, and of each leaf."""
     names = trees.leaf_names(params)
     norms = [float(trees.norm(leaf)) for leaf in jax.tree.leaves(params)]
     return {"all": float(np.linalg.norm(norms)), **dict(zip(names, norms, strict=True))}
@@ -77,21 +88,22 @@ def train(
     progress: bool | None = None,
     tensorboard: bool = False,
 ) -> runs.Run:
-    """Train a network, or go on where its training stopped; the weights are the same to the bit either way.
+    """Train a network, or resume its training; the weights are identical to the bit in both cases.
 
     Args:
-        config: What to train.
+        config: The options of the run.
         out: The run folder.
-        resume: Whether a run that is in the folder is to be continued.
-        progress: True or False for a progress bar; None for one on terminals.
-        tensorboard: Whether the tables go into ``tensorboard`` in the run folder as well.
+        resume: Whether to continue a run that exists in the folder.
+        progress: True or False turns a progress bar on or off; None shows one on terminals.
+        tensorboard: Whether to write the tables also to ``tensorboard`` in the run folder.
 
     Returns:
         The run, as `jaxscape.load_run` reads it.
 
     Raises:
-        ValueError: The folder holds a run already, and it is not to be resumed or has other options.
-        ImportError: tensorboardX is wanted and not installed, or what the data set needs is not.
+        ValueError: The folder holds a run, and ``resume`` is False or the run has other options.
+        ImportError: ``tensorboard`` is True and tensorboardX is not installed, or a package that the data set needs is
+            not installed.
         DivergedError: A weight became NaN or infinite; the message names the last good checkpoint.
     """
     splits = runs.load_data(dataclasses.asdict(config))
@@ -107,10 +119,10 @@ def train(
     loss_fn = runs.classification_loss(graphdef, {}, config.dataset, config.loss)
     everywhere = NamedSharding(mesh, PartitionSpec())
     first = jax.device_put({"params": params, "batch_stats": batch_stats}, everywhere)
-    done, state = folder.restore(TrainState(params, batch_stats, optimizer.init(params)))
+    last_epoch, state = folder.restore(TrainState(params, batch_stats, optimizer.init(params)))
     state, data = jax.device_put(jax.device_get((state, splits[0])), everywhere)
-    with _bar(config, done, progress if folder.writes else False) as bar:
-        for epoch in range(done + 1, config.epochs + 1):
+    with _bar(config, last_epoch, progress if folder.writes else False) as bar:
+        for epoch in range(last_epoch + 1, config.epochs + 1):
             start = time.perf_counter()
             key = jax.random.fold_in(jax.random.key(config.seed), epoch)
             for i, rows in enumerate(epoch_batches(config, epoch, examples) if epoch else ()):
@@ -124,7 +136,7 @@ def train(
             norms = weight_norms(state.params)
             folder.log(runs.NORMS, {"epoch": epoch, **norms})
             if folder.writes:
-                bar.write(_told(row, config.epochs))
+                bar.write(_summary(row, config.epochs))
             if not np.isfinite(norms["all"]):
                 raise DivergedError(_diverged(folder, epoch))
             if config.is_saved(epoch):
@@ -135,6 +147,7 @@ def train(
 
 
 def _diverged(folder: RunFolder, epoch: int) -> str:
+    """Close the folder, and return the message of the error."""
     folder.manager.wait_until_finished()
     last = folder.manager.latest_step()
     folder.close()
@@ -144,12 +157,13 @@ def _diverged(folder: RunFolder, epoch: int) -> str:
     )
 
 
-def _bar(config: Config, done: int, progress: bool | None) -> tqdm:
+def _bar(config: Config, last_epoch: int, progress: bool | None) -> tqdm:
     disable = None if progress is None else not progress
-    return tqdm(total=config.epochs, initial=max(done, 0), unit="epoch", desc=config.arch, disable=disable)
+    return tqdm(total=config.epochs, initial=max(last_epoch, 0), unit="epoch", desc=config.arch, disable=disable)
 
 
-def _told(row: Mapping[str, float], epochs: int) -> str:
+def _summary(row: Mapping[str, float], epochs: int) -> str:
+    """A row of the metrics as one line of text."""
     return (
         f"epoch {int(row['epoch']):3d}/{epochs}  lr {row['lr']:.0e}  train loss {row['train_loss']:.4g} "
         f"error {row['train_error']:.2f} %  test loss {row['test_loss']:.4g} error {row['test_error']:.2f} %  "
@@ -162,7 +176,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # what is not given is left to Config, or to a preset
+        argument_default=argparse.SUPPRESS,  # Config or a preset has the defaults
         epilog="Defaults: " + ", ".join(f"{n} {v}" for n, v in dataclasses.asdict(Config()).items() if v is not None),
     )
     network = parser.add_argument_group("network")
@@ -209,7 +223,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[list[tuple[Config, Path]], set[str]]:
-    """The runs that were asked for with their folders; and which of the flags that are no part of a run."""
+    """Parse the command line.
+
+    Args:
+        argv: The arguments; None: the arguments of the process.
+
+    Returns:
+        The options and the folder of each run; and the names of the flags in FLAGS that are set.
+    """
     options = vars(parser().parse_args(argv))
     out, preset = (options.pop(name, None) for name in ("out", "preset"))
     flags = {name for name in FLAGS if options.pop(name, False)}
@@ -220,31 +241,39 @@ def parse(argv: Sequence[str] | None = None) -> tuple[list[tuple[Config, Path]],
 
 
 def folder_name(config: Config) -> str:
-    """The architecture, the data set, and what is not default."""
-    apart = ("arch", "noshort", "dataset", "data_dir", "save_every", "save_steps", "steps_dtype")
+    """The default name of a run folder: the architecture, the data set, and the options that are not default."""
+    excluded = ("arch", "noshort", "dataset", "data_dir", "save_every", "save_steps", "steps_dtype")
     parts = [config.arch, *(["noshort"] if config.noshort else []), config.dataset]
     for name, value in dataclasses.asdict(config).items():
-        if name not in apart and value != getattr(Config, name):
+        if name not in excluded and value != getattr(Config, name):
             parts.append(f"{name}={value}")
     return "_".join(parts)
 
 
 def status(path: Path, config: Config) -> str:
-    """How far a run got, in one line."""
+    """One line on the progress of a run: the metrics of its last epoch."""
     rows = runs.read_table(path / runs.METRICS)
     if not rows:
         return f"{path}: not begun"
-    return f"{path}: {_told(rows[-1], config.epochs)}"
+    return f"{path}: {_summary(rows[-1], config.epochs)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train; 0, 2 after a mistake in what was asked, 3 after a divergence, told in one line."""
+    """Train the runs of the command line.
+
+    Args:
+        argv: The arguments; None: the arguments of the process.
+
+    Returns:
+        The exit status: 0; 2 if the arguments are wrong; 3 if a training diverged. One line on standard error says
+        what is wrong.
+    """
     try:
-        asked, flags = parse(argv)
+        configs, flags = parse(argv)
         use_all_cores()
         if "distributed" in flags:
             jax.distributed.initialize()
-        for config, path in asked:
+        for config, path in configs:
             if "list" in flags:
                 print(status(path, config))
                 continue

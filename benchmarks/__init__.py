@@ -1,1 +1,1 @@
-"""Benchmarks: each is a ratio of two programs, run in turn in one call."""
+"""Benchmarks: each gives the ratio of two programs, which run in turns in one call."""

@@ -1,4 +1,4 @@
-"""The command line of a benchmark by cases: measure each, print it as it comes, then all as a table."""
+"""The command line of a benchmark with cases: it measures and prints each case, then prints all as a table."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ import torch
 
 
 def run(measure: Callable[[str, int, float], dict[str, Any]], cases: Sequence[str], description: str | None) -> None:
-    """Measure the cases named on the command line, or all."""
+    """Measure the cases that the command line names, or all cases."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(cases)}")
     parser.add_argument("--turns", type=int, default=5)

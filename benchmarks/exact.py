@@ -1,10 +1,10 @@
-"""Exact surfaces: jaxscape against a strong PyTorch loop, in turns, on the same weights and data.
+"""Exact surfaces: jaxscape against a strong PyTorch loop, in turns, with the same weights and data.
 
     python -m benchmarks.exact [CASE ...] [--turns 5] [--seconds 4]
 
-Prints a table: images/s of both (medians over turns), the ratio to PyTorch's best variant and to its default, what
-share of the measured matrix-product peak jaxscape reaches, compile time, and the ratio to jaxscape without
-`fast_convolutions`. Both must give the same losses to 1e-4.
+The table shows the images/s of both (medians over turns), the ratio to the best variant and to the default of PyTorch,
+the share of the measured peak of a matrix product that jaxscape reaches, the compile time, and the ratio to jaxscape
+without `fast_convolutions`. Both must give the same losses to 1e-4.
 """
 
 import statistics
@@ -27,7 +27,7 @@ WIDTHS = (64, 128, 128, 10)
 
 
 def mlp_params(seed: int = 0) -> Any:
-    """A plain dict of dense layers, He-initialized."""
+    """A plain dict of dense layers with He initialization."""
     keys = jax.random.split(jax.random.key(seed), len(WIDTHS))
     return {
         f"layer{i}": {"kernel": jax.random.normal(keys[i], (a, b)) * (2 / a) ** 0.5, "bias": jnp.zeros(b)}
@@ -36,7 +36,7 @@ def mlp_params(seed: int = 0) -> Any:
 
 
 def mlp_loss(params: Any, batch: Any) -> jax.Array:
-    """Cross-entropy of each example."""
+    """The cross-entropy of each example."""
     x = batch[0].reshape(len(batch[0]), -1)
     for i in range(len(params)):
         x = x @ params[f"layer{i}"]["kernel"] + params[f"layer{i}"]["bias"]
@@ -45,7 +45,7 @@ def mlp_loss(params: Any, batch: Any) -> jax.Array:
 
 
 def problem(case: str) -> tuple[Any, Any, Callable[..., Any], Any, torch.nn.Module]:
-    """Params, batch statistics, loss, data and the PyTorch twin of a case."""
+    """The params, batch statistics, loss and data of a case, and the same network in PyTorch."""
     digits = js.datasets.load("digits")[0]
     if case == "mlp":
         return mlp_params(), {}, mlp_loss, digits, torch_loop.MLP(WIDTHS)
@@ -56,14 +56,14 @@ def problem(case: str) -> tuple[Any, Any, Callable[..., Any], Any, torch.nn.Modu
 
 
 def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
-    """How long it took, and what it gave."""
+    """The seconds that a call took, and its result."""
     start = time.perf_counter()
-    found = run()
-    return time.perf_counter() - start, found
+    result = run()
+    return time.perf_counter() - start, result
 
 
 def matmul_peak() -> float:
-    """FLOP/s of a 2048 x 2048 float32 matrix product on one device with all threads."""
+    """The FLOP/s of a 2048 x 2048 float32 matrix product on one device with all threads."""
     a = jnp.ones((2048, 2048))
     run = jax.jit(lambda a: a @ a)
     run(a).block_until_ready()
@@ -71,13 +71,13 @@ def matmul_peak() -> float:
 
 
 def flops_per_image(loss: Callable[..., Any], params: Any, data: Any) -> float:
-    """Floating-point operations of one forward pass, as XLA counts the unrewritten function."""
-    one = jax.tree.map(lambda x: x[:1], tuple(data))
-    return jax.jit(loss).lower(params, one).cost_analysis()["flops"]
+    """The floating-point operations of one forward pass, as XLA counts them without `fast_convolutions`."""
+    example = jax.tree.map(lambda x: x[:1], tuple(data))
+    return jax.jit(loss).lower(params, example).cost_analysis()["flops"]
 
 
 def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
-    """One row of the table."""
+    """Measure one row of the table."""
     params, stats, loss, data, net = problem(case)
     directions = js.random_directions(0, params, num=1)
     net.load_state_dict(torch_loop.tensors(params) | torch_loop.tensors(stats), strict=False)
@@ -93,12 +93,12 @@ def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
         return torch_loop.surface(variant[1], weights, steps, grid, *variant[2:])
 
     def even(seconds_per_point: float) -> int:
-        """Points for the budget, an even number: the devices share them evenly."""
+        """The number of points for the budget; it is even, so that two devices have equal shares."""
         return max(2, round(budget / seconds_per_point / 2) * 2)
 
     compile_seconds = seconds(lambda: ours(2))[0]
     points = even(seconds(lambda: ours(4))[0] / 4)
-    ours(8 * points)  # settles the load
+    ours(8 * points)  # chooses the load
     points = even(seconds(lambda: ours(points))[0] / points)
     variants = {variant[0]: variant for variant in torch_loop.variants(net, data)}
     few = max(1, points // 8)
@@ -106,30 +106,30 @@ def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
     best, default = min(rates, key=rates.get), next(iter(variants))
 
     def plain(points: int) -> np.ndarray:
-        """Without the rewrite."""
-        rewrite, _trace.evaluate = (
+        """The same call without the rewrite of `fast_convolutions`."""
+        original, _trace.evaluate = (
             _trace.evaluate,
             lambda jaxpr, args: core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))(*args),
         )
         try:
             return ours(points, unrewritten)
         finally:
-            _trace.evaluate = rewrite
+            _trace.evaluate = original
 
     def as_it_is(jaxpr: core.Jaxpr, args: Any) -> Any:
         return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))(*args)
 
-    unrewritten = lambda p, b: {name: 1.0 * x for name, x in loss(p, b).items()}  # noqa: E731  (not that of the cache)
+    unrewritten = lambda p, b: {name: 1.0 * x for name, x in loss(p, b).items()}  # noqa: E731  (a new loss, which is not in the cache)
     plain(1)
     times: dict[str, list[float]] = {"ours": [], "best": [], "default": [], "plain": []}
     for _ in range(turns):
-        spent, found = seconds(lambda: ours(points))
+        spent, result = seconds(lambda: ours(points))
         times["ours"].append(spent)
         spent, expected = seconds(lambda: theirs(points, variants[best]))
         times["best"].append(spent)
         times["default"].append(seconds(lambda: theirs(points, variants[default]))[0])
         times["plain"].append(seconds(lambda: plain(points))[0])
-    np.testing.assert_allclose(found.loss.values.ravel(), expected, rtol=1e-4)
+    np.testing.assert_allclose(result.loss.values.ravel(), expected, rtol=1e-4)
     images = points * len(data[1])
     ratio = {
         name: statistics.median(b / a for a, b in zip(times["ours"], spent, strict=True))
@@ -146,7 +146,7 @@ def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
         "without rewrite": f"{ratio['plain']:.2f}",
         "of peak": f"{ours_rate * flops_per_image(loss, params, data) / matmul_peak():.0%}",
         "first call s": f"{compile_seconds:.1f}",
-        "load": f"{found.attrs['batch_size']} x {found.attrs['points_per_step']}",
+        "load": f"{result.attrs['batch_size']} x {result.attrs['points_per_step']}",
     }
 
 

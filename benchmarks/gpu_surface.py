@@ -2,9 +2,10 @@
 
     python -m benchmarks.gpu_surface [--minutes 8]
 
-Times float32, TF32 and bfloat16 over batch sizes and points side by side for a few seconds each, then runs the whole
-surface with the fastest if it fits into the time left; else it says how long it would take. The paper's appendix A.5
-took about an hour on 4 GPUs. The floor on one H100 is about 92 s: activations, written and read once in bfloat16.
+The benchmark times float32, TF32 and bfloat16 for several batch sizes and numbers of points side by side, a few seconds
+each. Then it runs the whole surface with the fastest choice if the remaining time suffices; otherwise it prints the
+expected time. The surface of the paper's appendix A.5 took about an hour on 4 GPUs. The limit on one H100 is about
+92 s: the time to write and read all activations once in bfloat16.
 """
 
 import argparse
@@ -23,7 +24,7 @@ DTYPES = ("float32", "tensorfloat32", "bfloat16")
 
 
 def main() -> None:
-    """Measure."""
+    """Measure, and print the times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="resnet56")
     parser.add_argument("--points", type=int, default=51)
@@ -41,7 +42,7 @@ def main() -> None:
     best: tuple[float, str, Load] | None = None
     for dtype in DTYPES:
         for load in (Load(size, width) for width in args.widths for size in args.batch_sizes):
-            if time.perf_counter() > deadline - 60 * args.minutes / 3:  # a third is for the surface
+            if time.perf_counter() > deadline - 60 * args.minutes / 3:  # a third of the time is for the surface
                 print("no time left for further loads")
                 break
             try:
@@ -55,8 +56,8 @@ def main() -> None:
                 print(f"{dtype} {tuple(load)}: {str(error).splitlines()[0][:80]}")
                 continue
             rate = len(point) * program.count(last) / spent
-            told = f"{rate:,.0f} images/s, {work / rate:,.0f} s in all, compiled in {compiled:.0f} s"
-            print(f"{dtype} {tuple(load)}: {told}", flush=True)
+            report = f"{rate:,.0f} images/s, {work / rate:,.0f} s in all, compiled in {compiled:.0f} s"
+            print(f"{dtype} {tuple(load)}: {report}", flush=True)
             best = min(best or (np.inf, "", load), (work / rate, dtype, load))
     if best is None:
         return
@@ -65,7 +66,7 @@ def main() -> None:
         print(f"the whole surface would take {expected:,.0f} s with {dtype}, {tuple(load)}")
         return
     axis = (-1.0, 1.0, args.points)
-    spent, found = seconds(
+    spent, result = seconds(
         lambda: js.surface(
             params,
             loss,
@@ -77,7 +78,9 @@ def main() -> None:
             compute_dtype=dtype,
         )
     )
-    print(f"the whole surface: {spent:.0f} s with {dtype}, {tuple(load)}; {found.attrs['nonfinite_points']} not finite")
+    print(
+        f"the whole surface: {spent:.0f} s with {dtype}, {tuple(load)}; {result.attrs['nonfinite_points']} not finite"
+    )
 
 
 if __name__ == "__main__":

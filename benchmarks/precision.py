@@ -1,8 +1,8 @@
-"""Lower precision against float32: error of the loss on a trained ResNet-20's plane, and time.
+"""Lower precision against float32: the error of the loss in a plane of a trained ResNet-20, and the time.
 
     python -m benchmarks.precision [--turns 3] [--points 21]
 
-Digits, filter-normalized plane over [-1, 1]. TF32 is what a CPU makes of it: float32.
+The data are digits, and the plane is filter-normalized over [-1, 1]. On a CPU, TF32 is computed as float32.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from jaxscape.objective import PRECISIONS
 
 
 def main() -> None:
-    """Measure."""
+    """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--points", type=int, default=21)
@@ -34,7 +34,7 @@ def main() -> None:
         grid = js.Grid.plane(axis, axis)
         return js.surface(run.params, run.loss_fn, run.data, grid=grid, compute_dtype=name, progress=False)
 
-    found = {name: surface(name) for name in names}  # compiles
+    results = {name: surface(name) for name in names}  # compiles
     times: dict[str | None, list[float]] = {name: [] for name in names}
     for _ in range(args.turns):
         for name in names:
@@ -42,10 +42,10 @@ def main() -> None:
     print(jax.devices()[0].device_kind)
     print("| compute_dtype | seconds | median relative error | 95 % | largest | largest error of accuracy |")
     print("|---" * 6 + "|")
-    exact = found[None]
+    exact = results[None]
     for name in names:
-        error = np.abs(found[name].loss / exact.loss - 1).values.ravel()
-        accuracy = float(np.abs(found[name].accuracy - exact.accuracy).max())
+        error = np.abs(results[name].loss / exact.loss - 1).values.ravel()
+        accuracy = float(np.abs(results[name].accuracy - exact.accuracy).max())
         print(
             f"| {name or 'as params'} | {statistics.median(times[name]):.2f} | {np.median(error):.1e} "
             f"| {np.quantile(error, 0.95):.1e} | {error.max():.1e} | {accuracy:.1e} |"

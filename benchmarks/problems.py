@@ -1,4 +1,4 @@
-"""What is measured on: trained digits networks, more digits by small shifts and noise, random images."""
+"""The problems of the benchmarks: networks trained on digits, digits with small shifts and noise, random images."""
 
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ RUNS = Path("runs/benchmarks")
 
 
 def trained(arch: str, *, noshort: bool = False, epochs: int = 20) -> runs.Run:
-    """A network trained on digits, once."""
+    """A network trained on digits; a second call reads the first one's run."""
     config = train.Config(arch=arch, noshort=noshort, lr=0.03 if noshort else 0.05, epochs=epochs)
     return train.train(config, RUNS / f"{arch}{'_noshort' if noshort else ''}", resume=True)
 
 
 def extended_digits(examples: int, seed: int = 0) -> js.datasets.Split:
-    """The train split of digits and copies of it, each shifted by at most a pixel and with noise of 0.1."""
+    """The train split of digits, then copies of it, shifted by at most a pixel, with noise of scale 0.1."""
     split = js.datasets.load("digits")[0]
     rng = np.random.default_rng(seed)
     rows = np.arange(examples) % len(split.labels)
@@ -36,14 +36,14 @@ def extended_digits(examples: int, seed: int = 0) -> js.datasets.Split:
 
 
 def random_images(examples: int, seed: int = 0) -> js.datasets.Split:
-    """CIFAR-shaped pixels, for timing only."""
+    """Random images with the shape of CIFAR images, for timing only."""
     rng = np.random.default_rng(seed)
     images = rng.normal(size=(examples, 32, 32, 3)).astype(np.float32)
     return js.datasets.Split(images, rng.integers(0, 10, examples).astype(np.int32))
 
 
 def initialized(arch: str, data: js.datasets.Split) -> tuple[Any, Any, Any]:
-    """Params, batch statistics and loss of a network at its initialization."""
+    """The params, batch statistics and loss of a network at its initialization."""
     model = runs.build_model({"arch": arch, "noshort": False, "seed": 0}, data)
     graphdef, *parts = nnx.split(model, nnx.Param, nnx.BatchStat)
     params, stats = map(nnx.to_pure_dict, parts)

@@ -1,9 +1,10 @@
-"""What it costs a training to keep its weights every step.
+"""The cost of saving the weights of a training at every step.
 
     python -m benchmarks.saving [--arch resnet56] [--turns 3] [--epochs 4]
 
-Digits, batches of 128, `train.py` as it stands: without `--save-steps`, with every step whole, and in 16 bits. Seconds
-are those of the epochs after the second, evaluation included; megabytes are on disk, of the steps alone.
+`train.py` trains on digits with batches of 128: without `--save-steps`, with full values of every step, and with
+16-bit differences of every step. The seconds are those of the epochs after the second, with the evaluation. The
+megabytes are those of the steps on disk.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import train
 from jaxscape.checkpoints import STEPS
 from training.config import Config
 
-KEPT: dict[str, dict[str, Any]] = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "none": {},
     "every step": {"save_steps": 1},
     "every step, float16": {"save_steps": 1, "steps_dtype": "float16"},
@@ -27,17 +28,17 @@ KEPT: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Train in turns, print a table."""
+    """Train in turns, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="resnet56")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=4, help="at least 3")
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
-    spent: dict[str, list[float]] = {name: [] for name in KEPT}
+    spent: dict[str, list[float]] = {name: [] for name in OPTIONS}
     sizes: dict[str, str] = {}
     for _ in range(args.turns):
-        for name, options in KEPT.items():
+        for name, options in OPTIONS.items():
             with tempfile.TemporaryDirectory() as folder:
                 config = Config(arch=args.arch, lr=0.05, epochs=args.epochs, save_every=args.epochs, **options)
                 run = train.train(config, Path(folder) / "run", progress=False)

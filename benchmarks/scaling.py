@@ -1,4 +1,4 @@
-"""How the time of an exact surface grows with points, examples, parameters and devices: one plot.
+"""One plot of how the time of an exact surface grows with points, examples, parameters and devices.
 
 python -m benchmarks.scaling --out docs/scaling.png
 """
@@ -22,13 +22,13 @@ from jaxscape import plot, trees
 
 
 def median(run: Callable[[], Any]) -> float:
-    """Median seconds of three calls after one that compiles."""
+    """The median seconds of three calls, after a first call that compiles."""
     run()
     return statistics.median(seconds(run)[0] for _ in range(3))
 
 
 def main() -> None:
-    """Measure and draw."""
+    """Measure, and draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="docs/scaling.png")
     args = parser.parse_args()
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def draw(sweeps: dict[str, dict[int, float]]) -> Figure:
-    """Seconds against each of what was varied."""
+    """Draw the seconds against each varied quantity."""
     figure, axes = plt.subplots(1, len(sweeps), figsize=(11, 2.8), layout="constrained", sharey=True)
     for ax, (name, times) in zip(axes, sweeps.items(), strict=True):
         x, y = np.array([*times]), np.array([*times.values()])

@@ -1,4 +1,4 @@
-"""The surface as a strong PyTorch engineer would write it: data in memory, inference mode, weights copied in place."""
+"""The surface in PyTorch, written as efficiently as possible: data in memory, inference mode, weights set in place."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 
 class Block(nn.Module):
-    """The basic block of a CIFAR ResNet, with a 1x1 convolution around it where the width changes."""
+    """The basic block of a CIFAR ResNet, with a 1x1 convolution as its shortcut where the width changes."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -26,14 +26,14 @@ class Block(nn.Module):
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The block."""
+        """Compute the output of the block."""
         y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)), inplace=True)))
         y += x if self.shortcut is None else self.shortcut["norm"](self.shortcut["conv"](x))
         return F.relu(y, inplace=True)
 
 
 class ResNet(nn.Module):
-    """As `models.resnet.ResNet` of depth 6n+2, its modules under the same names."""
+    """The network of `models.resnet.ResNet` with depth 6n+2; its modules have the same names."""
 
     def __init__(self, depth: int, channels: int, classes: int = 10) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class ResNet(nn.Module):
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLU, under the names of `benchmarks.exact.mlp_params`."""
+    """Dense layers with ReLU; they have the names of `benchmarks.exact.mlp_params`."""
 
     def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -77,12 +77,12 @@ _NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runnin
 
 def tensors(tree: Any) -> dict[str, torch.Tensor]:
     """A flax pytree under PyTorch's names and in its layouts."""
-    found = {}
+    converted = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         *module, name = (key.key for key in path)
         order = {4: (3, 2, 0, 1), 2: (1, 0)}.get(leaf.ndim, tuple(range(leaf.ndim)))
-        found[".".join([*module, _NAMES[name]])] = torch.from_numpy(np.array(leaf).transpose(order).copy())
-    return found
+        converted[".".join([*module, _NAMES[name]])] = torch.from_numpy(np.array(leaf).transpose(order).copy())
+    return converted
 
 
 def surface(
@@ -93,16 +93,16 @@ def surface(
     data: tuple[torch.Tensor, torch.Tensor],
     batch_size: int,
 ) -> np.ndarray:
-    """Mean loss at each point."""
-    own = dict(net.named_parameters())
+    """The mean loss at each point."""
+    parameters = dict(net.named_parameters())
     images, labels = data
     losses = []
     with torch.inference_mode():
         for point in points:
             for name, weight in weights.items():
-                own[name].copy_(weight)
+                parameters[name].copy_(weight)
                 for coordinate, direction in zip(point, directions, strict=True):
-                    own[name].add_(direction[name], alpha=float(coordinate))
+                    parameters[name].add_(direction[name], alpha=float(coordinate))
             total = 0.0
             for start in range(0, len(labels), batch_size):
                 rows = slice(start, start + batch_size)
@@ -112,7 +112,7 @@ def surface(
 
 
 def variants(net: nn.Module, data: Any) -> Iterator[tuple[str, nn.Module, tuple[torch.Tensor, torch.Tensor], int]]:
-    """Memory formats and batch sizes: the first is PyTorch's default."""
+    """The variants of memory format and batch size; the first is the default of PyTorch."""
     images = torch.from_numpy(np.asarray(data[0]).transpose(0, 3, 1, 2).copy())
     labels = torch.from_numpy(np.asarray(data[1])).long()
     formats = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}

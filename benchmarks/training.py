@@ -1,9 +1,10 @@
-"""Training: images/s of `train.py`'s step against the same network in PyTorch, in turns.
+"""Training: the images/s of the step of `train.py` against the same network in PyTorch, in turns.
 
     python -m benchmarks.training [CASE ...] [--turns 5] [--seconds 4]
 
-Batches of 128 in memory, Nesterov SGD with weight decay, batch norm in training mode, no augmentation. PyTorch's best
-of contiguous and channels-last memory. Both must give the same weights after the first step, to 1 % of that step.
+Both train on batches of 128 in memory, with Nesterov SGD, weight decay and batch norm in training mode, without
+augmentation. PyTorch uses the faster of contiguous and channels-last memory. Both must give the same weights after the
+first step, to 1 % of that step.
 """
 
 import dataclasses
@@ -30,13 +31,13 @@ BATCH = 128
 
 
 def ours(config: train.Config, data: js.datasets.Split) -> tuple[Callable[[int], Any], Any, Any]:
-    """Run some steps; the initial params and statistics."""
+    """A function that runs steps of `train.py`, and the initial params and batch statistics."""
     graphdef, *parts = nnx.split(runs.build_model(dataclasses.asdict(config), data), nnx.Param, nnx.BatchStat)
     params, stats = map(nnx.to_pure_dict, parts)
     optimizer = train.make_optimizer(config, 10**6)
     mesh = Mesh(np.array(jax.devices()), ("data",))
     step = train.make_step(graphdef, optimizer, config, mesh)
-    kept = jax.device_get((params, stats))
+    initial = jax.device_get((params, stats))
     state = train.TrainState(params, stats, optimizer.init(params))
     state, data = jax.device_put((state, data), NamedSharding(mesh, PartitionSpec()))
 
@@ -47,13 +48,13 @@ def ours(config: train.Config, data: js.datasets.Split) -> tuple[Callable[[int],
             state = step(state, data, shared(mesh, rows), jax.random.key(0))
         return jax.block_until_ready(state)
 
-    return run, *kept
+    return run, *initial
 
 
 def theirs(
     net: torch.nn.Module, config: train.Config, data: js.datasets.Split, layout: torch.memory_format
 ) -> Callable[[int], None]:
-    """The same in PyTorch."""
+    """A function that runs the same steps in PyTorch."""
     images = torch.from_numpy(data.images.transpose(0, 3, 1, 2).copy()).contiguous(memory_format=layout)
     labels = torch.from_numpy(data.labels).long()
     net = net.to(memory_format=layout).train()
@@ -72,7 +73,7 @@ def theirs(
 
 
 def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
-    """One row of the table."""
+    """Measure one row of the table."""
     arch, size = case.split("-")
     data = js.datasets.load("digits")[0] if size == "8" else problems.random_images(512)
     config = train.Config(arch=arch, lr=0.05, augment=False)
@@ -88,11 +89,11 @@ def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
     for net, torch_steps in nets.values():
         torch_steps(1)
         before, after = torch_loop.tensors(params), torch_loop.tensors(first.params)
-        moved, apart = (
+        step_length, difference = (
             torch.stack([(other[name] - after[name]).norm() for name in after]).norm()
             for other in (before, {name: p.detach() for name, p in net.named_parameters()})
         )
-        assert apart < 1e-2 * moved, f"the first steps differ by {apart / moved:.1e} of a step"
+        assert difference < 1e-2 * step_length, f"the first steps differ by {difference / step_length:.1e} of a step"
 
     run(2)
     steps = max(1, round(budget / (seconds(lambda: run(3))[0] / 3)))

@@ -1,12 +1,12 @@
-"""Principal directions of checkpoints on disk, against the same with all of them in memory.
+"""Principal directions of checkpoints on disk, against a program that has all checkpoints in memory.
 
     python -m benchmarks.trajectory [--checkpoints 300] [--turns 3]
 
-ResNet-56 for digits on a random walk, written as `train.py` writes it: whole checkpoints of every epoch (``epochs``;
-weights and batch statistics, without the optimizer), or one vector for every step, 20 to a file (``steps``). Both
-programs read the same files and give the same first two directions to 1e-3. Memory is the resident set at its peak
-above that after the same call on four checkpoints, repeated to as many, in units of the weights: each program in a
-process of its own.
+The path is a random walk of a ResNet-56 for digits, written as `train.py` writes it: full checkpoints of every epoch
+(``epochs``; weights and batch statistics, without the optimizer), or one vector for every step, 20 in a file
+(``steps``). Both programs read the same files and give the same first two directions to 1e-3. Each program runs in a
+separate process. Its memory is the peak of the resident set minus the resident set after a warm-up call, in units of
+the weights. The warm-up call uses four checkpoints, repeated to the same number.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from jaxscape.checkpoints import (
 
 
 def write(folder: Path, count: int) -> None:
-    """A random walk, in both forms."""
+    """Write a random walk in both forms."""
     model = models.create("resnet56", num_classes=10, image_shape=(8, 8, 1), seed=0)
     params, stats = map(nnx.to_pure_dict, nnx.state(model, nnx.Param, nnx.BatchStat))
     rng = np.random.default_rng(0)
@@ -52,9 +52,9 @@ def write(folder: Path, count: int) -> None:
         params = jax.tree.map(
             lambda x, d: x + 0.01 * d + 0.003 * rng.normal(size=x.shape).astype(x.dtype), params, drift
         )
-        now = {"params": params, "batch_stats": stats}
-        whole.save(i, args=ocp.args.Composite(variables=ocp.args.StandardSave(now)))
-        waiting |= {str(i): to_vector(now, first, "float32")} if i else {}
+        current = {"params": params, "batch_stats": stats}
+        whole.save(i, args=ocp.args.Composite(variables=ocp.args.StandardSave(current)))
+        waiting |= {str(i): to_vector(current, first, "float32")} if i else {}
         if len(waiting) == 20 or i == count - 1:
             steps.save(i, args=ocp.args.Composite(variables=ocp.args.StandardSave(waiting)))
             waiting = {}
@@ -63,7 +63,7 @@ def write(folder: Path, count: int) -> None:
 
 
 def ours(path: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The library's."""
+    """The directions and variance ratios of the library."""
     directions, ratio = js.pca_directions(path, center="mean", progress=False)
     return np.stack([_flat(d) for d in directions]), ratio
 
@@ -73,8 +73,8 @@ def theirs(path: Any) -> tuple[np.ndarray, np.ndarray]:
     rows = np.stack([_flat(params) for params in path])
     rows -= rows.mean(0)
     squares, vectors = np.linalg.eigh((rows @ rows.T).astype(np.float64))
-    found = vectors[:, :-3:-1].T.astype(np.float32) @ rows
-    return found / np.linalg.norm(found, axis=1, keepdims=True), squares[::-1] / squares.sum()
+    directions = vectors[:, :-3:-1].T.astype(np.float32) @ rows
+    return directions / np.linalg.norm(directions, axis=1, keepdims=True), squares[::-1] / squares.sum()
 
 
 def _flat(params: Any) -> np.ndarray:
@@ -84,21 +84,21 @@ def _flat(params: Any) -> np.ndarray:
 PROGRAMS: dict[str, Callable[[Any], tuple[np.ndarray, np.ndarray]]] = {"ours": ours, "in memory": theirs}
 
 
-def opened(folder: Path, form: str) -> Checkpoints:
-    """The checkpoints in one of the forms."""
+def open_checkpoints(folder: Path, form: str) -> Checkpoints:
+    """Open the checkpoints in one of the forms."""
     return epoch_checkpoints(folder) if form == "epochs" else step_checkpoints(folder, 1)
 
 
 def once(folder: Path, form: str, program: str) -> None:
-    """Prints seconds and memory, in a process of its own; keeps what was found."""
-    path, run = opened(folder, form), PROGRAMS[program]
-    run(path[:4] * (len(path) // 4))  # what is compiled or opened once
+    """Run a program in this process, save its directions, and print its seconds and memory."""
+    path, run = open_checkpoints(folder, form), PROGRAMS[program]
+    run(path[:4] * (len(path) // 4))  # compiles, and opens files, once
     size = 4 * trees.size(path[0])
-    before, peak = _held(), [0]
+    before, peak = _resident_bytes(), [0]
 
     def watch() -> None:
         while True:
-            peak[0] = max(peak[0], _held())
+            peak[0] = max(peak[0], _resident_bytes())
             time.sleep(0.002)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -109,12 +109,12 @@ def once(folder: Path, form: str, program: str) -> None:
     print(spent, (peak[0] - before) / size)
 
 
-def _held() -> int:
+def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def measure(folder: Path, form: str, turns: int) -> dict[str, Any]:
-    """One row."""
+    """Measure one row of the table."""
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in PROGRAMS}
     for _ in range(turns):
         for name in PROGRAMS:
@@ -135,7 +135,7 @@ def measure(folder: Path, form: str, turns: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write, measure both forms, print a table."""
+    """Write the checkpoints, measure both forms, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", type=int, default=300)
     parser.add_argument("--turns", type=int, default=3)

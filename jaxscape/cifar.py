@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): the official archives straight from disk, or by tensorflow-datasets."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): from the official archives on disk, or with tensorflow-datasets."""
 
 import io
 import itertools
@@ -16,7 +16,7 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 
 class _Layout(NamedTuple):
-    """One official archive: its name, the folder inside, and the files of the train and the test split."""
+    """The layout of an official archive: its name, the folder inside it, and the files of the train and test split."""
 
     archive: str
     folder: str
@@ -25,7 +25,16 @@ class _Layout(NamedTuple):
 
 
 def _from_records(labels: int) -> Callable[[bytes, str], Arrays]:
-    """The binary version: for each example its labels, of which the last counts, then 3 planes of 32 rows."""
+    """A parser of the binary version: each record has the labels of an example, the last of which is used, and pixels.
+
+    The pixels are 3 planes (red, green and blue) of 32 rows each.
+
+    Args:
+        labels: The number of labels in a record.
+
+    Returns:
+        A function of the content and the name of a file.
+    """
 
     def parse(content: bytes, name: str) -> Arrays:
         width = labels + PIXELS
@@ -38,7 +47,7 @@ def _from_records(labels: int) -> Callable[[bytes, str], Arrays]:
 
 
 def _from_pickle(key: bytes) -> Callable[[bytes, str], Arrays]:
-    """The Python version: a pickled dict of ``data`` and labels."""
+    """A parser of the Python version: a pickled dict with the entry ``data`` and the labels under ``key``."""
 
     def parse(content: bytes, name: str) -> Arrays:
         try:
@@ -51,10 +60,10 @@ def _from_pickle(key: bytes) -> Callable[[bytes, str], Arrays]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """A pickle can run any code; this one makes NumPy arrays and nothing else."""
+    """An unpickler that creates only NumPy arrays, since a pickle could run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Look up what an array is made with."""
+        """Look up a class or function that creates arrays; refuse all others."""
         if module.split(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype"):
             return super().find_class(module, name)
         if (module, name) == ("_codecs", "encode"):
@@ -63,6 +72,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _images(rows: np.ndarray) -> np.ndarray:
+    """Convert rows of pixels, channels first, to images with channels last."""
     return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
@@ -85,18 +95,18 @@ _OFFICIAL = {
 
 
 def from_files(name: str, data_dir: Path) -> tuple[Arrays, Arrays]:
-    """Read the official binary or Python version, unpacked or as the archive.
+    """Read the official binary or Python version, packed or unpacked.
 
     Args:
         name: ``"cifar10"`` or ``"cifar100"``.
-        data_dir: The folder that holds the archive or the folder inside it.
+        data_dir: The folder that contains the archive, its unpacked folder, or the files of this folder.
 
     Returns:
         The train and the test split.
 
     Raises:
-        FileNotFoundError: Neither is there; the message says what to fetch and where to put it.
-        ValueError: A file is broken.
+        FileNotFoundError: The folder contains none of these; the message says what to fetch and where to put it.
+        ValueError: A file is missing or broken.
     """
     for layout in _OFFICIAL[name]:
         content = _unpacked(layout, data_dir) or _packed(layout, data_dir)
@@ -107,7 +117,7 @@ def from_files(name: str, data_dir: Path) -> tuple[Arrays, Arrays]:
 
 
 def missing(name: str, data_dir: Path) -> str:
-    """What to tell someone whose folder lacks the data set."""
+    """The error message for a folder without the files of the data set."""
     archives = " or ".join(layout.archive for layout in _OFFICIAL[name])
     return (
         f"{name} not found: data_dir {data_dir} has neither {archives} nor the unpacked files. Fetch "
@@ -116,7 +126,7 @@ def missing(name: str, data_dir: Path) -> str:
 
 
 def _unpacked(layout: _Layout, data_dir: Path) -> dict[str, bytes] | None:
-    """The content of each file in the folder; None where they are not there."""
+    """The content of each unpacked file; None: the files do not exist."""
     for folder in (data_dir / layout.folder, data_dir):
         names = [*itertools.chain(*layout.files)]
         if (folder / names[0]).is_file():
@@ -128,17 +138,17 @@ def _unpacked(layout: _Layout, data_dir: Path) -> dict[str, bytes] | None:
 
 
 def _packed(layout: _Layout, data_dir: Path) -> dict[str, bytes] | None:
-    """The content of each file in the archive; None where it is not there."""
+    """The content of each file in the archive; None: the archive does not exist."""
     path = data_dir / layout.archive
     if not path.is_file():
         return None
     with tarfile.open(path) as archive:
-        found = {member.name: member for member in archive if member.isfile()}
+        members = {member.name: member for member in archive if member.isfile()}
         content = {}
         for name in itertools.chain(*layout.files):
-            if f"{layout.folder}/{name}" not in found:
+            if f"{layout.folder}/{name}" not in members:
                 raise ValueError(f"{path} lacks {layout.folder}/{name}; fetch it anew.")
-            content[name] = archive.extractfile(found[f"{layout.folder}/{name}"]).read()  # type: ignore[union-attr]
+            content[name] = archive.extractfile(members[f"{layout.folder}/{name}"]).read()  # type: ignore[union-attr]
     return content
 
 
@@ -148,20 +158,22 @@ def _joined(parts: list[Arrays]) -> Arrays:
 
 
 def from_tensorflow_datasets(name: str, data_dir: Path | None) -> tuple[Arrays, Arrays]:
-    """Read it by tensorflow-datasets, without TensorFlow where it is prepared or its archive is in the folder.
+    """Read the data set with tensorflow-datasets.
 
-    tensorflow-datasets itself needs TensorFlow to prepare it, so an official archive is read by `from_files` instead.
+    tensorflow-datasets needs TensorFlow to prepare a data set. Therefore, if the data set is not prepared and the
+    folder contains an official archive, `from_files` reads this archive without TensorFlow.
 
     Args:
         name: ``"cifar10"`` or ``"cifar100"``.
-        data_dir: Where it is or goes; it may hold an official archive. None: ``~/tensorflow_datasets``.
+        data_dir: The folder of the prepared data set, or in which it will be prepared; it may contain an official
+            archive. None: ``~/tensorflow_datasets``.
 
     Returns:
         The train and the test split.
 
     Raises:
         ImportError: tensorflow-datasets is not installed.
-        FileNotFoundError: It is not there and could not be fetched.
+        FileNotFoundError: The data set does not exist, and it could not be fetched.
     """
     try:
         import tensorflow_datasets as tfds
@@ -179,7 +191,7 @@ def from_tensorflow_datasets(name: str, data_dir: Path | None) -> tuple[Arrays, 
             pass
         try:
             builder.download_and_prepare()
-        except Exception as error:  # of many kinds: no network, a refused connection, no TensorFlow
+        except Exception as error:  # many types: no network, a refused connection, no TensorFlow
             raise FileNotFoundError(f"{missing(name, folder)} ({error})") from error
     train, test = (_stack(iter(builder.as_data_source(split))) for split in ("train", "test"))
     return train, test

@@ -1,4 +1,4 @@
-"""Image data sets by name: real ones, in memory."""
+"""Real image data sets, loaded into memory by name."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,8 @@ from jaxtyping import Array
 
 from jaxscape import cifar
 
-# Mean and standard deviation of red, green and blue over the train split, from 0 to 255, as the paper's code has them.
+# Mean and standard deviation of red, green and blue over the train split, on a scale from 0 to 255, from the paper's
+# code.
 STATISTICS = {
     "cifar10": ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7)),
     "cifar100": ((129.3, 124.1, 112.4), (68.2, 65.4, 70.4)),
@@ -19,11 +20,11 @@ STATISTICS = {
 
 
 class Split(NamedTuple):
-    """Images and labels of one split; as a tuple it is the ``data`` of every jaxscape call.
+    """The images and labels of one split, a tuple that every jaxscape call accepts as ``data``.
 
     Attributes:
-        images: Shape ``(examples, height, width, channels)``: float32 and normalized, or uint8 as they come, a quarter
-            of the memory, to be normalized where they are used (`normalize`).
+        images: Shape ``(examples, height, width, channels)``: float32 and normalized; or uint8 and not normalized,
+            which takes a quarter of the memory (`normalize` normalizes a batch).
         labels: Shape ``(examples,)``, int32, from 0 to the number of classes less 1.
     """
 
@@ -32,29 +33,33 @@ class Split(NamedTuple):
 
 
 def load(name: str, data_dir: str | Path | None = None) -> tuple[Split, Split]:
-    """Load a data set.
+    """Load the train and the test split of a data set.
 
-    - ``"digits"``: 1797 real grey images of handwritten digits, 8x8, 10 classes (Alpaydin & Kaynak 1998; embedded in
-      scikit-learn), in a fixed stratified split into 1437 for training and 360 for test; float32, normalized.
-    - ``"cifar10"``, ``"cifar100"``: 50,000 and 10,000 color images, 32x32 (Krizhevsky 2009), by tensorflow-datasets;
-      uint8. ``data_dir`` may hold the official binary archive: then no network is needed.
-    - ``"cifar10-files"``, ``"cifar100-files"``: the same from the official binary or Python archive, packed or not.
+    - ``"digits"``: 1797 real grey images of handwritten digits, 8x8 pixels, 10 classes (Alpaydin & Kaynak 1998; part
+      of scikit-learn), in a fixed stratified split into 1437 images for training and 360 for test; float32,
+      normalized.
+    - ``"cifar10"``, ``"cifar100"``: 50,000 color images for training and 10,000 for test, 32x32 pixels (Krizhevsky
+      2009), loaded with tensorflow-datasets; uint8. If ``data_dir`` holds the official binary archive, no network is
+      needed.
+    - ``"cifar10-files"``, ``"cifar100-files"``: the same images, read from the official binary or Python archive,
+      packed or unpacked.
 
     >>> train, test = load("digits")
     >>> train.images.shape, test.labels.shape
     ((1437, 8, 8, 1), (360,))
 
     Args:
-        name: Which one.
-        data_dir: Where the files are, for a data set that is not embedded.
+        name: The name of the data set, one of those above.
+        data_dir: The folder with the files of the data set. ``"digits"`` ignores it. None: for ``"cifar10"`` and
+            ``"cifar100"`` the folder of tensorflow-datasets; the ``-files`` data sets require a folder.
 
     Returns:
         The train and the test split.
 
     Raises:
-        ValueError: The name is unknown; the message lists the known ones. Or ``data_dir`` is missing, or a file is
+        ValueError: The name is unknown (the message lists the known names), ``data_dir`` is missing, or a file is
             broken.
-        FileNotFoundError: The data set is not there; the message says what to fetch and where to put it.
+        FileNotFoundError: The files of the data set do not exist; the message says what to fetch and where to put it.
         ImportError: scikit-learn or tensorflow-datasets is not installed.
     """
     if name not in LOADERS:
@@ -63,15 +68,15 @@ def load(name: str, data_dir: str | Path | None = None) -> tuple[Split, Split]:
 
 
 def normalize(images: Array, name: str, dtype: Any = jnp.float32) -> Array:
-    """Images as a network takes them: ``(x - mean) / std`` of each channel where they are uint8, else as they are.
+    """Normalize uint8 images to ``(x - mean) / std`` for each channel; floating images are only cast.
 
     >>> round(float(normalize(jnp.full((1, 32, 32, 3), 255, jnp.uint8), "cifar10")[0, 0, 0, 0]), 3)
     2.059
 
     Args:
         images: Shape ``(batch, height, width, channels)``.
-        name: The data set.
-        dtype: Of the result.
+        name: The name of the data set, whose statistics are used.
+        dtype: The dtype of the result.
 
     Returns:
         The images, of type ``dtype``.

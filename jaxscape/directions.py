@@ -23,13 +23,13 @@ from jaxscape.types import FilterAxis, Ignore, Norm, Params
 class Directions:
     """One or more directions, stacked.
 
-    ``len(directions)`` of them; ``directions[i]`` and iteration give single directions, pytrees like params;
-    a slice gives Directions.
+    ``len(directions)`` is the number of directions. ``directions[i]`` and iteration give single directions, which are
+    pytrees like params. A slice gives Directions.
 
     Attributes:
         basis: A pytree like params, each leaf with a leading axis of length ``len(directions)``.
-        rules: What was done to each leaf, in the order of the leaves, as `explain` shows it; empty if unknown.
-        recipe: (name, value) pairs that say how these directions were made; they go into a result's attrs.
+        rules: The rule of each leaf, in the order of the leaves, as `explain` shows it; empty if unknown.
+        recipe: (name, value) pairs that describe how the directions were created; results have them in their attrs.
     """
 
     basis: Params
@@ -42,13 +42,13 @@ class Directions:
         """Join single directions (pytrees like params) and Directions into one.
 
         Args:
-            directions: At least one, all with the same leaves.
+            directions: A sequence of at least one direction; all have the same leaves.
 
         Returns:
-            All of them, in order.
+            All directions, in the order of the argument.
 
         Raises:
-            ValueError: There is none, or their leaves differ.
+            ValueError: There is no direction, or the leaves of the directions differ.
         """
         if not len(directions):
             raise ValueError("directions is empty; expected at least one direction to stack.")
@@ -79,40 +79,40 @@ class Directions:
 
     @outside_meshes
     def orthogonalize(self) -> "Directions":
-        """Gram-Schmidt: each direction keeps only what is orthogonal to those before it.
+        """Gram-Schmidt: subtract from each direction its components along the directions before it.
 
-        The first one is unchanged, and no length is restored afterwards: a filter-normalized direction loses a
-        part of about ``1/sqrt(n)`` of its length against another one, n the number of perturbed weights.
+        The first direction does not change. The lengths are not restored: the component of a filter-normalized
+        direction along another one is about ``1/sqrt(n)`` of its length, where n is the number of perturbed weights.
 
         Returns:
-            As many directions, mutually orthogonal.
+            The same number of directions, orthogonal to each other.
 
         Raises:
-            ValueError: A direction lies in the span of those before it.
+            ValueError: A direction lies in the span of the directions before it.
         """
-        done: list[Params] = []
+        orthogonal: list[Params] = []
         for i, direction in enumerate(self):
-            left = direction
-            for _ in range(2):  # twice is enough: the second pass removes what rounding left (Kahan)
-                for other in done:
-                    left = trees.axpy(-trees.dot(other, left) / trees.dot(other, other), other, left)
+            rest = direction
+            for _ in range(2):  # twice is enough: the second pass removes the rounding error of the first (Kahan)
+                for other in orthogonal:
+                    rest = trees.axpy(-trees.dot(other, rest) / trees.dot(other, other), other, rest)
             eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(direction))
-            if not float(trees.norm(left)) > 10 * eps * float(trees.norm(direction)):
+            if not float(trees.norm(rest)) > 10 * eps * float(trees.norm(direction)):
                 raise ValueError(f"direction {i} lies in the span of the directions before it; leave it out.")
-            done.append(left)
-        basis = jax.tree.map(lambda *x: jnp.stack(x), *done)
+            orthogonal.append(rest)
+        basis = jax.tree.map(lambda *x: jnp.stack(x), *orthogonal)
         return Directions(basis, self.rules, (*self.recipe, ("orthogonalized", "Gram-Schmidt")))
 
     @outside_meshes
     def explain(self, params: Params) -> pd.DataFrame:
-        """Which leaf got which rule, and how long each direction is there against the weights.
+        """A table of the rule of each leaf, and of the norm of each direction relative to the weights.
 
         Args:
-            params: What the directions were made for.
+            params: The params that the directions belong to.
 
         Returns:
             One row per leaf: ``leaf`` (path), ``shape``, ``rule`` (such as ``filter: 24 over axes 1, 2`` or
-            ``ignored: bias (by name)``, with what was ``assumed`` in parentheses), and for each direction i
+            ``ignored: bias (by name)``, with an ``assumed`` rule in parentheses), and for each direction i
             ``ratio_i``, the norm of its leaf over the norm of the leaf of params (NaN where both are zero).
 
         Raises:
@@ -135,6 +135,7 @@ class Directions:
 
 
 def _kind(recipe: tuple[tuple[str, str], ...]) -> str:
+    """A recipe as text."""
     return ", ".join(f"{name}={value}" for name, value in recipe) or "given"
 
 
@@ -150,11 +151,12 @@ def random_directions(
 ) -> Directions:
     """Gaussian directions, normalized to the weights (paper section 4).
 
-    ``d ~ N(0, 1)`` entry by entry, then scaled leaf by leaf; with ``norm="filter"`` to ``d_f * ||w_f|| / ||d_f||``
-    for every filter f, so that a step of length 1 changes each filter by as much as its own norm, and the scale
-    invariance of ReLU networks does not show in the picture. See `jaxscape.normalize.rescale` for the others.
+    Each entry is drawn from N(0, 1), then each leaf is scaled. ``norm="filter"`` scales every filter f to
+    ``d_f * ||w_f|| / ||d_f||``. A step of length 1 then changes each filter by as much as the norm of the filter, and
+    the scale invariance of ReLU networks has no effect on the picture. `jaxscape.normalize.rescale` describes the other
+    norms.
 
-    Every leaf has its own key, direction i does not depend on ``num``, and the same key gives the same directions
+    Every leaf has a separate key, direction i does not depend on ``num``, and the same key gives the same directions
     on any number of devices.
 
     >>> params = {"kernel": jnp.ones((3, 3, 1, 8)), "bias": jnp.ones(8)}
@@ -165,38 +167,44 @@ def random_directions(
     Args:
         key: A JAX random key, or an integer seed.
         params: Any pytree of floating arrays.
-        num: How many directions.
-        norm: ``"filter"``, ``"layer"``, ``"weight"``, ``"dfilter"``, ``"dlayer"`` or None.
-        ignore: Which leaves get a zero direction: ``"bias_norm"``, biases and normalization parameters (the paper's
-            footnote 2), which are the leaves of rank at most 1 and those that `jaxscape.normalize` knows by name and
-            shape, such as Equinox's ``Conv.bias`` (C, 1, 1), Haiku's ``scale`` (1, 1, 1, C), biases of attention
-            (heads, dim), and both in layers stacked by a scan or a vmap; None, no leaf; or a predicate on
-            (path, leaf).
-        filter_axis: Which axis or axes index the filters of a leaf; a filter is one output neuron.
+        num: The number of directions.
+        norm: The norm that is matched to that of the weights: ``"filter"``, ``"layer"``, ``"weight"``, ``"dfilter"``
+            or ``"dlayer"``; None: the entries are not scaled.
+        ignore: Which leaves get a zero direction:
 
-            - None: the last axis (HWIO convolutions, (in, out) Dense kernels), except where names and shapes tell
-              more, as `jaxscape.normalize` lists: each head and layer apart where the bias of the module has an
-              axis for it, in rank-3 kernels of ``query``, ``key`` and ``value`` beside each other, in rank-3 kernels
-              of ``Dense`` or ``linear`` modules, and where all leaves around a stacked normalization have the layers'
-              axis; the rows of leaves ``embedding``.
-            - ``"flax"``, ``"equinox"``, ``"haiku"``, ``"keras"``, ``"huggingface"``: that library's layouts.
-              ``"equinox"`` is (out, in, ...); ``"huggingface"`` is flax's for ``kernel``, PyTorch's for ``weight``.
-            - An int: that axis of every leaf.
-            - A function of (path, leaf): the axis or axes it gives; None from it makes the whole leaf one filter.
-              ``jax.tree_util.keystr(path)`` reads a path.
+            - ``"bias_norm"``: biases and normalization parameters (the paper's footnote 2). These are the leaves of
+              rank at most 1, and the leaves that `jaxscape.normalize` recognizes by name and shape, such as Equinox's
+              ``Conv.bias`` (C, 1, 1), Haiku's ``scale`` (1, 1, 1, C), biases of attention (heads, dim), and both in
+              layers that are stacked by a scan or a vmap.
+            - None: no leaf.
+            - A predicate on (path, leaf): the leaves for which it is true.
+        filter_axis: Which axis or axes index the filters of a leaf; a filter belongs to one output neuron.
+
+            - None: the last axis (HWIO convolutions, (in, out) Dense kernels), except where names and shapes say
+              more, as `jaxscape.normalize` lists. Each head and each layer has separate filters where the bias of the
+              module has an axis for it, in rank-3 kernels of ``query``, ``key`` and ``value`` in the same module, in
+              rank-3 kernels of ``Dense`` or ``linear`` modules, and where all leaves around a stacked normalization
+              have the axis of the layers. The filters of a leaf ``embedding`` are its rows.
+            - ``"flax"``, ``"equinox"``, ``"haiku"``, ``"keras"``, ``"huggingface"``: the layouts of this library.
+              ``"equinox"`` is (out, in, ...); ``"huggingface"`` is flax's layout for ``kernel`` and PyTorch's layout
+              for ``weight``.
+            - An int: this axis of every leaf.
+            - A function of (path, leaf) that returns the axis or axes; None: the whole leaf is one filter.
+              ``jax.tree_util.keystr(path)`` gives the path as text.
 
     Returns:
-        Directions of length ``num``; leaves in the dtype of params, but at least float32. `Directions.explain` lists
-        the rule of each leaf, and what was assumed where neither names nor shapes settle it.
+        Directions of length ``num``; leaves have the dtype of params, but at least float32. `Directions.explain` lists
+        the rule of each leaf, and the rule that was assumed where neither names nor shapes decide.
 
     Warns:
-        UserWarning: A leaf is perturbed though it is named like a bias or a normalization parameter; or more than
-            half of the kernels look like (out, in) while the last axis is taken. Both name the leaves and the cure.
+        UserWarning: A leaf is perturbed although its name is that of a bias or a normalization parameter; or more than
+            half of the kernels look like (out, in) and the last axis is used. The warning names the leaves and the
+            cure.
 
     Raises:
-        ValueError: ``num`` is not positive, ``norm``, ``ignore`` or ``filter_axis`` is unknown, an axis is outside
-            its leaf, or params is empty.
-        TypeError: A leaf of params is not floating, or ``key`` is no key.
+        ValueError: ``num`` is not positive, ``norm``, ``ignore`` or ``filter_axis`` is unknown, an axis is out of the
+            range of its leaf, or params is empty.
+        TypeError: A leaf of params is not floating, or ``key`` is neither a key nor an integer.
     """
     params = checks.as_params(params)
     check_norm(norm)
@@ -215,59 +223,65 @@ def random_directions(
     rules = [
         explanation(norm, leaf.shape, reason, part) for leaf, reason, part in zip(leaves, reasons, filters, strict=True)
     ]
-    recipe = {"directions": "random", "norm": norm, "ignore": _told(ignore), "filter_axis": _told(filter_axis)}
+    recipe = {
+        "directions": "random",
+        "norm": norm,
+        "ignore": _described(ignore),
+        "filter_axis": _described(filter_axis),
+    }
     recipe["direction_key"] = ",".join(map(str, jax.random.key_data(as_key(key)).ravel().tolist()))
     return Directions(jax.tree.unflatten(treedef, basis), tuple(rules), tuple((k, str(v)) for k, v in recipe.items()))
 
 
-CHUNK = 2**20  # entries drawn at a time: the generator needs 12 bytes more for each, 3 times a whole large leaf
+CHUNK = 2**20  # entries in one draw: the generator needs 12 more bytes for each, for a large leaf 3 times its size
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "axes"))
 def _draw(keys: PRNGKeyArray, index: int, leaf: Array, norm: Norm | None, axes: tuple[int, ...]) -> Array:
-    """One leaf of every direction; compiled once per shape, not once per model."""
+    """Draw one leaf of every direction; this is compiled once per shape, not once per model."""
 
-    def one(key: PRNGKeyArray) -> Array:
+    def draw(key: PRNGKeyArray) -> Array:
         noise = _normal(jax.random.fold_in(key, index), leaf.size, trees.working_dtype(leaf))
         return rescale(noise.reshape(leaf.shape), leaf, norm, axes)
 
-    return jax.lax.map(one, keys)
+    return jax.lax.map(draw, keys)
 
 
 def _normal(key: PRNGKeyArray, size: int, dtype: Any) -> Array:
-    """``size`` normal numbers, a chunk at a time, each chunk from its own key."""
+    """Draw ``size`` normal numbers in chunks; each chunk has a separate key."""
     if size <= CHUNK:
         return jax.random.normal(key, (size,), dtype)
 
     def chunk(i: Array, noise: Array) -> Array:
-        drawn = jax.random.normal(jax.random.fold_in(key, i), (CHUNK,), dtype)
-        return jax.lax.dynamic_update_slice(noise, drawn, (i * CHUNK,))  # the last start is moved to fit
+        part = jax.random.normal(jax.random.fold_in(key, i), (CHUNK,), dtype)
+        return jax.lax.dynamic_update_slice(noise, part, (i * CHUNK,))  # JAX moves the last start to fit
 
     return jax.lax.fori_loop(0, -(-size // CHUNK), chunk, jnp.zeros(size, dtype))
 
 
-def _told(option: Any) -> str:
+def _described(option: Any) -> str:
+    """An option as text; a function by its name."""
     return getattr(option, "__name__", "function") if callable(option) else str(option)
 
 
 @outside_meshes
 def direction_between(a: Params, b: Params) -> Params:
-    """The direction from one minimizer to another, ``b - a``; coordinate 0 is a and 1 is b.
+    """The direction from one minimizer to another, ``b - a``; a has coordinate 0 and b has coordinate 1.
 
-    It is neither masked nor normalized: every leaf takes part.
+    The direction is not normalized, and no leaf is ignored.
 
     >>> direction_between({"w": jnp.zeros(2)}, {"w": jnp.ones(2)})["w"].tolist()
     [1.0, 1.0]
 
     Args:
-        a: Params at coordinate 0.
-        b: Params at coordinate 1, with the same leaves.
+        a: The params at coordinate 0, any pytree of floating arrays.
+        b: The params at coordinate 1, with the same leaves.
 
     Returns:
         A pytree like ``a``.
 
     Raises:
-        ValueError: The leaves of a and b differ; the message has the path.
+        ValueError: The leaves of a and b differ; the message has the path of the leaf.
         TypeError: A leaf is not floating.
     """
     a = checks.as_params(a, "a")
@@ -275,17 +289,17 @@ def direction_between(a: Params, b: Params) -> Params:
 
 
 def as_directions(directions: Any, params: Params) -> Directions:
-    """Take Directions, one pytree like params, or a sequence of these; check them against params.
+    """Convert Directions, one pytree like params, or a sequence of such pytrees to Directions; check their leaves.
 
     Args:
-        directions: What the caller passed.
-        params: What they must be like.
+        directions: The value that the caller passed.
+        params: The params whose leaves the directions must have.
 
     Returns:
-        Directions in the structure of params.
+        Directions with the structure of params.
 
     Raises:
-        ValueError: A leaf is missing, is one too many, or has another shape; the message has its path.
+        ValueError: A leaf is missing, is not in params, or has another shape; the message has its path.
     """
     if not isinstance(directions, Directions):
         is_list = isinstance(directions, list | tuple) and trees.leaf_names(directions) != trees.leaf_names(params)

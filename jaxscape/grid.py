@@ -1,4 +1,4 @@
-"""Coordinates: where on the line, in the plane or in the volume the function is evaluated."""
+"""The coordinates of the points on a line, in a plane or in a volume at which the loss is evaluated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +10,10 @@ Axis = tuple[float, float, int]
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The product of one or more axes of coordinates, in units of the directions.
+    """The Cartesian product of one or more axes of coordinates, in units of the directions.
 
-    Any number of axes, any range (0 included or not), any spacing, any order; never assumed square.
+    A grid may have any number of axes. Each axis may have any range, with or without 0, any spacing, any order and any
+    length.
 
     >>> Grid((np.array([0.0, 0.5, 2.0]), np.array([-1.0, 1.0]))).shape
     (3, 2)
@@ -47,8 +48,16 @@ class Grid:
         >>> Grid.line(0, 1, 3).axes
         (array([0. , 0.5, 1. ]),)
 
+        Args:
+            start: The first coordinate.
+            stop: The last coordinate.
+            num: The number of points, a positive integer.
+
         Returns:
-            The grid, of one axis.
+            A grid with one axis.
+
+        Raises:
+            ValueError: ``num`` is not a positive integer, or a coordinate is not finite or repeats.
         """
         return cls.plane((start, stop, num))
 
@@ -60,13 +69,15 @@ class Grid:
         (51, 31)
 
         Args:
-            *axes: ``(start, stop, num)`` for each direction; 51 points over [-1, 1] in two, if none is given.
+            *axes: ``(start, stop, num)`` for each direction. Without arguments the grid has two axes with 51 points
+                over [-1, 1] each.
 
         Returns:
-            The grid.
+            A grid with one axis for each triple.
 
         Raises:
-            ValueError: An axis is no such triple, or ``num`` is no positive integer.
+            ValueError: An axis is not such a triple, ``num`` is not a positive integer, or a coordinate is not finite
+                or repeats.
         """
         for axis in axes:
             if len(axis) != 3 or int(axis[2]) != axis[2] or axis[2] < 1:
@@ -75,16 +86,16 @@ class Grid:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Number of points along each axis."""
+        """The number of points along each axis."""
         return tuple(len(axis) for axis in self.axes)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """``alpha``, ``beta``, ``axis2``, ``axis3``, ..."""
+        """The name of each axis: ``alpha``, ``beta``, ``axis2``, ``axis3``, ..."""
         return axis_names(len(self.axes))
 
     def points(self) -> np.ndarray:
-        """Every point, shape ``(prod(shape), axes)``, the last axis running fastest."""
+        """The coordinates of all points, shape ``(prod(shape), axes)``; the last axis varies fastest."""
         return np.stack([c.ravel() for c in np.meshgrid(*self.axes, indexing="ij")], axis=-1)
 
 

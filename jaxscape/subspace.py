@@ -1,4 +1,4 @@
-"""The leaves that curvature or a path is taken in, and the one place where pytrees become flat vectors and back."""
+"""The leaves that take part in curvature or in a path, and the conversion between pytrees and flat vectors."""
 
 import math
 from typing import Any, NamedTuple
@@ -13,13 +13,13 @@ from jaxscape.types import Ignore, Params
 
 
 class Subspace(NamedTuple):
-    """Which leaves of a pytree a flat vector holds, in order; hashable.
+    """The leaves of a pytree that a flat vector contains, in the order of the leaves. It is hashable.
 
     Attributes:
-        treedef: Of params.
-        shapes: Of every leaf.
-        dtypes: Of every leaf.
-        free: Whether a leaf is in the vector.
+        treedef: The structure of params.
+        shapes: The shape of every leaf.
+        dtypes: The dtype of every leaf.
+        free: For every leaf, whether it is in the vector.
     """
 
     treedef: Any
@@ -33,7 +33,8 @@ class Subspace(NamedTuple):
 
         Args:
             params: A pytree of floating arrays.
-            ignore: As in `jaxscape.random_directions`; None: nothing is ignored.
+            ignore: Which leaves are not in the subspace: ``"bias_norm"``, biases and normalization parameters; None,
+                no leaf is ignored; or a predicate on (path, leaf) that is true for a leaf to ignore.
 
         Returns:
             The subspace.
@@ -49,38 +50,38 @@ class Subspace(NamedTuple):
 
     @property
     def params_like(self) -> Params:
-        """Shapes and dtypes of params."""
+        """A pytree like params with the shape and the dtype of each leaf."""
         leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(self.shapes, self.dtypes, strict=True)]
         return jax.tree.unflatten(self.treedef, leaves)
 
     @property
     def size(self) -> int:
-        """Length of a flat vector."""
+        """The length of a flat vector."""
         return sum(math.prod(shape) for shape, free in zip(self.shapes, self.free, strict=True) if free)
 
     @property
     def dtype(self) -> Any:
-        """Of a flat vector: at least float32."""
+        """The dtype of a flat vector, at least float32."""
         return jnp.result_type(jnp.float32, *(d for d, free in zip(self.dtypes, self.free, strict=True) if free))
 
     def split(self, params: Params) -> tuple[list[Array], list[Array]]:
-        """The leaves in the vector, in at least float32, and the others."""
+        """Split params into the leaves in the vector, cast to at least float32, and the other leaves."""
         leaves = list(zip(jax.tree.leaves(params), self.free, strict=True))
         return [x.astype(trees.working_dtype(x)) for x, free in leaves if free], [x for x, free in leaves if not free]
 
     def join(self, inside: list[Array], outside: list[Array]) -> Params:
-        """The pytree whose leaves `split` took apart, in the dtypes of params."""
+        """Join the two lists of leaves of `split` to a pytree, with the dtypes of params."""
         parts = {True: iter(inside), False: iter(outside)}
         leaves = [next(parts[free]).astype(dtype) for free, dtype in zip(self.free, self.dtypes, strict=True)]
         return jax.tree.unflatten(self.treedef, leaves)
 
     def flatten(self, leaves: list[Array]) -> Float[Array, " n"]:
-        """The vector of its leaves."""
+        """Concatenate the leaves of the subspace to a vector."""
         dtype = self.dtype
         return jnp.concatenate([x.astype(dtype).reshape(-1) for x in leaves])
 
     def leaves(self, vector: Float[Array, " n"]) -> list[Array]:
-        """The leaves of a vector, in at least float32."""
+        """Cut a vector into the leaves of the subspace, with at least float32."""
         out, start = [], 0
         for shape, dtype, free in zip(self.shapes, self.dtypes, self.free, strict=True):
             if free:
@@ -90,7 +91,7 @@ class Subspace(NamedTuple):
         return out
 
     def embed(self, vector: Float[Array, " n"]) -> Params:
-        """The pytree of a vector, zero in the leaves that are ignored; in at least float32."""
+        """The pytree of a vector, with at least float32; ignored leaves are zero."""
         inside = iter(self.leaves(vector))
         zeros = (jnp.promote_types(dtype, jnp.float32) for dtype in self.dtypes)
         leaves = [
@@ -100,5 +101,5 @@ class Subspace(NamedTuple):
         return jax.tree.unflatten(self.treedef, leaves)
 
     def extract(self, tree: Params) -> Float[Array, " n"]:
-        """The vector of a pytree, without the leaves that are ignored."""
+        """The vector of a pytree, without its ignored leaves."""
         return self.flatten(self.split(tree)[0])

@@ -1,4 +1,4 @@
-"""Weights that PyTorch trained, for the networks of `models`: published minimizers of the paper can be plotted."""
+"""Weights trained with PyTorch, converted for the networks of `models`, to plot published minimizers of the paper."""
 
 import re
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ import numpy as np
 
 from jaxscape.types import Params
 
-# Names of modules in the paper's PyTorch code and those of `models`, in the order in which they are tried.
+# Patterns for the names of modules in the paper's PyTorch code, and the names in `models`, tried in this order.
 _MODULES = (
     (r"^layer(\d+)\.(\d+)\b", lambda m: f"stage{m[1]}_block{int(m[2]) + 1}"),
     (r"^dense(\d+)\.(\d+)\b", lambda m: f"block{m[1]}_layer{int(m[2]) + 1}"),
     (r"^trans(\d+)\b", lambda m: f"transition{m[1]}"),
-    (r"^(conv|bn)1$", lambda m: m[1]),  # the stem's, which has one only
+    (r"^(conv|bn)1$", lambda m: m[1]),  # the stem, which has only one of each
     (r"\bshortcut\.0$", lambda m: "shortcut.conv"),
     (r"\bshortcut\.1$", lambda m: "shortcut.norm"),
     (r"\bbn(\d*)$", lambda m: f"norm{m[1]}"),
@@ -27,24 +27,25 @@ _STATISTICS = {"running_mean": "mean", "running_var": "var"}
 
 
 def import_torch_state_dict(path: str | Path) -> dict[str, Params]:
-    """Read a state dict of one of the paper's PyTorch networks as params of the network of that name here.
+    """Read a state dict of one of the paper's PyTorch networks as params of the network of the same name in `models`.
 
-    Names and layouts are those of tomgoldstein/loss-landscape; a dict with the key ``"state_dict"`` and names that
-    start with ``"module."`` are taken as well. Nothing in the file is run: PyTorch reads it with ``weights_only``.
+    The file has the names and layouts of tomgoldstein/loss-landscape. A dict with the key ``"state_dict"``, and names
+    that start with ``"module."``, are accepted too. No code in the file is run: PyTorch reads it with
+    ``weights_only``.
 
     >>> variables = import_torch_state_dict("model_300.t7")  # doctest: +SKIP
     >>> model = models.create("resnet56")  # doctest: +SKIP
     >>> nnx.update(model, variables["params"], variables["batch_stats"])  # doctest: +SKIP
 
     Args:
-        path: A file of ``torch.save``, or of safetensors (by its name, ``.safetensors``).
+        path: A file written by ``torch.save``; or by safetensors, if its suffix is ``.safetensors``.
 
     Returns:
         ``{"params": ..., "batch_stats": ...}``, dicts of dicts of arrays.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It holds no state dict, or one of another kind of network; the message has the name.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file holds no state dict, or a state dict of another network; the message names the tensor.
         ImportError: PyTorch or safetensors is not installed.
     """
     path = Path(path)
@@ -68,6 +69,7 @@ def import_torch_state_dict(path: str | Path) -> dict[str, Params]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
+    """Read a file of tensors by its suffix."""
     if path.suffix == ".safetensors":
         from safetensors.numpy import load_file
 
@@ -78,7 +80,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise ImportError(f"reading {path} needs PyTorch: `pip install torch`, or save it as .safetensors.") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds: a broken archive, or one that holds more than tensors
+    except Exception as error:  # many types: a broken archive, or an archive that holds more than tensors
         raise ValueError(f"{path} is no file of weights that can be read safely: {error}") from error
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds {type(state).__name__}, expected a state dict.")
@@ -86,6 +88,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _module(module: str, name: str) -> str:
+    """The name in `models` of a module of the paper's code."""
     if module.startswith("features."):
         raise ValueError(f"{name!r} is no layer of vgg9; expected convolutions and batch norms in turn.")
     known = False
@@ -98,7 +101,7 @@ def _module(module: str, name: str) -> str:
 
 
 def _vgg_layers(tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """``features.N`` in order: the convolutions conv1, conv2, ..., each followed by its batch norm."""
+    """The names of VGG's layers ``features.N``: in their order conv1, norm1, conv2, norm2, ..."""
     weights = [
         (int(name.split(".")[1]), x.ndim) for name, x in tensors.items() if re.match(r"features\.\d+\.weight", name)
     ]
@@ -111,7 +114,7 @@ def _vgg_layers(tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 
 def _leaf(kind: str, x: np.ndarray, name: str) -> tuple[str, Any]:
-    """A tensor under its flax name and in its layout: HWIO and (in, out)."""
+    """The flax name of a tensor, and the tensor in flax's layout: HWIO for convolutions, (in, out) for matrices."""
     if kind in _STATISTICS:
         return _STATISTICS[kind], jnp.asarray(x)
     if kind == "bias":
@@ -123,7 +126,7 @@ def _leaf(kind: str, x: np.ndarray, name: str) -> tuple[str, Any]:
 
 
 def _reorder_hidden(params: Params) -> None:
-    """VGG's hidden layer sees channels first in PyTorch, last here."""
+    """Reorder the inputs of VGG's hidden layer: channels are first in PyTorch and last in `models`."""
     kernel = params["hidden"]["kernel"]
     channels = max((name for name in params if re.fullmatch(r"conv\d+", name)), key=lambda name: int(name[4:]))
     width = params[channels]["kernel"].shape[-1]

@@ -13,15 +13,15 @@ from jaxscape.types import Params
 
 
 def working_dtype(x: Array) -> jnp.dtype:
-    """The dtype to compute in for a leaf: its own, but never less than float32."""
+    """The dtype for computations with a leaf: the dtype of the leaf, but at least float32."""
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def dot(a: Params, b: Params) -> Float[Array, ""]:
     """Inner product of two pytrees, the sum over all leaves and entries of ``a * b``.
 
-    Leaves are not flattened (a reshape moves data when they are sharded), and the products keep full
-    precision: TF32 on a GPU would spoil orthogonality at 1e-3.
+    Leaves are not flattened, since a reshape of a sharded leaf moves data between devices. Products have full
+    precision: TF32 on a GPU would limit the accuracy of orthogonality to 1e-3.
 
     Args:
         a: Any pytree of floating arrays.
@@ -57,13 +57,13 @@ def displace(params: Params, basis: Params, coords: Float[Array, " axes"]) -> Pa
         coords: One coordinate for each direction.
 
     Returns:
-        A pytree like ``params``; summed in at least float32, then cast to each leaf's own dtype.
+        A pytree like ``params``; the sum is computed in at least float32, then cast to the dtype of each leaf.
     """
 
     def leaf(p: Array, d: Array) -> Array:
         dtype = working_dtype(p)
         moved = p.astype(dtype)
-        for k in range(d.shape[0]):  # unrolled: it fuses to one pass, and no matmul rounds it to TF32
+        for k in range(d.shape[0]):  # unrolled: XLA fuses it into one pass, and no matrix product rounds to TF32
             moved = moved + coords[k].astype(dtype) * d[k].astype(dtype)
         return moved.astype(p.dtype)
 
@@ -71,7 +71,7 @@ def displace(params: Params, basis: Params, coords: Float[Array, " axes"]) -> Pa
 
 
 def overlay(base: Any, top: Any) -> Any:
-    """Nested dicts joined: the leaves of ``top``, and those of ``base`` that ``top`` lacks.
+    """Merge nested dicts: all leaves of ``top``, and the leaves of ``base`` that are missing in ``top``.
 
     >>> overlay({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}})
     {'a': {'x': 1, 'y': 3}}
@@ -86,7 +86,7 @@ def overlay(base: Any, top: Any) -> Any:
 
 
 def restrict(tree: Any, like: Any) -> Any:
-    """What nested dicts have of the keys of ``like``: the part of an `overlay` that was there before it.
+    """The part of nested dicts with the keys of ``like``.
 
     >>> restrict({"a": {"x": 1, "y": 2}, "b": 3}, {"a": {"y": 0}})
     {'a': {'y': 2}}
@@ -100,12 +100,12 @@ def restrict(tree: Any, like: Any) -> Any:
 
 
 def size(tree: Params) -> int:
-    """Number of entries over all leaves."""
+    """The number of entries in all leaves together."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 def fingerprint(*trees: Any) -> str:
-    """A hash of paths, shapes, dtypes and contents: equal trees, equal fingerprints."""
+    """A hash of the paths, shapes, dtypes and contents of all leaves; equal trees have equal fingerprints."""
     digest = hashlib.blake2b(digest_size=8)
     for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
         digest.update(f"{jax.tree_util.keystr(path)}{array_digest(leaf)}".encode())
@@ -113,7 +113,7 @@ def fingerprint(*trees: Any) -> str:
 
 
 def array_digest(array: Any) -> str:
-    """A hash of the type, shape and contents of an array; PRNG keys count as arrays."""
+    """A hash of the dtype, shape and contents of an array; PRNG keys count as arrays."""
     array = array if hasattr(array, "dtype") else np.asarray(array)
     kind = str(array.dtype)
     if isinstance(array, jax.Array) and jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):

@@ -1,4 +1,4 @@
-"""The paper's networks in flax NNX; a registry of them by name."""
+"""The paper's networks in flax NNX, and a registry that creates them by name."""
 
 from models.registry import create, names, num_params
 

@@ -1,4 +1,4 @@
-"""What the networks share: convolutions, batch norm and their initialization."""
+"""The layers that the networks share: convolutions, batch norm and their initialization."""
 
 import functools
 
@@ -6,23 +6,23 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array
 
-# The paper's networks start from a plain He normal (fan-in) in convolutions and N(0, 1e-3) in linear layers.
-# `nnx.initializers.he_normal` would cut the normal at two standard deviations.
+# The paper's networks are initialized with an untruncated He normal (fan-in) in convolutions and N(0, 1e-3) in linear
+# layers. `nnx.initializers.he_normal` would truncate the normal at two standard deviations.
 _conv_init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
 _linear_init = nnx.initializers.normal(1e-3)
 
 
 class BatchNorm(nnx.BatchNorm):
-    """As PyTorch's: the running variance is that of a sample, ``n - 1`` in its denominator, where flax has ``n``."""
+    """Batch norm as in PyTorch: the running variance has the denominator ``n - 1``, where flax has ``n``."""
 
     def __call__(self, x: Array, use_running_average: bool) -> Array:  # type: ignore[override]
-        """Features are the last axis; the batch and all between count as examples."""
-        before = self.var[...]
+        """Normalize each feature, the last axis, over all other axes."""
+        previous = self.var[...]
         y = super().__call__(x, use_running_average=use_running_average)
         if not use_running_average:
             n = x.size // x.shape[-1] * (lax.axis_size(self.axis_name) if self.axis_name else 1)
-            kept = self.momentum * before
-            self.var[...] = kept + (self.var[...] - kept) * (n / max(n - 1, 1))
+            decayed = self.momentum * previous
+            self.var[...] = decayed + (self.var[...] - decayed) * (n / max(n - 1, 1))
         return y
 
 
@@ -31,7 +31,7 @@ linear = functools.partial(nnx.Linear, kernel_init=_linear_init)
 
 
 def conv(channels: int, width: int, size: int, *, stride: int = 1, bias: bool = False, rngs: nnx.Rngs) -> nnx.Conv:
-    """A convolution padded like PyTorch's, symmetric: "SAME" with stride 2 would pad on the far side only."""
+    """A convolution with symmetric padding, as in PyTorch: "SAME" with stride 2 would pad only at the end."""
     padding = (size // 2, size // 2)
     return nnx.Conv(
         channels,

@@ -11,7 +11,7 @@ BLOCKS = (6, 12, 24, 16)
 
 
 class DenseLayer(nnx.Module):
-    """Batch norm, ReLU and convolution, 1x1 then 3x3; what is new goes before what was there."""
+    """Batch norm, ReLU and convolution, first 1x1, then 3x3; the new features are placed before the input features."""
 
     def __init__(self, channels: int, rngs: nnx.Rngs) -> None:
         self.norm1 = norm(channels, rngs=rngs)
@@ -20,21 +20,21 @@ class DenseLayer(nnx.Module):
         self.conv2 = conv(4 * GROWTH, GROWTH, 3, rngs=rngs)
 
     def __call__(self, x: Array, train: bool) -> Array:
-        """Shape ``(batch, h, w, channels)`` to ``(batch, h, w, GROWTH + channels)``."""
+        """Map shape ``(batch, h, w, channels)`` to ``(batch, h, w, GROWTH + channels)``."""
         y = self.conv1(nnx.relu(self.norm1(x, use_running_average=not train)))
         y = self.conv2(nnx.relu(self.norm2(y, use_running_average=not train)))
         return jnp.concatenate([y, x], axis=-1)
 
 
 class Transition(nnx.Module):
-    """Batch norm, ReLU, a 1x1 convolution to half the width, an average pool of 2."""
+    """Batch norm, ReLU, a 1x1 convolution to half the number of channels, and average pooling with a window of 2."""
 
     def __init__(self, channels: int, rngs: nnx.Rngs) -> None:
         self.norm = norm(channels, rngs=rngs)
         self.conv = conv(channels, channels // 2, 1, rngs=rngs)
 
     def __call__(self, x: Array, train: bool) -> Array:
-        """Shape ``(batch, h, w, channels)`` to ``(batch, h // 2, w // 2, channels // 2)``, at least one pixel."""
+        """Map shape ``(batch, h, w, channels)`` to ``(batch, h // 2, w // 2, channels // 2)``, at least one pixel."""
         y = self.conv(nnx.relu(self.norm(x, use_running_average=not train)))
         window = tuple(min(n, 2) for n in y.shape[1:3])
         return nnx.avg_pool(y, window, strides=window)
@@ -62,7 +62,7 @@ class DenseNet121(nnx.Module):
         self.layer_names += (name,)
 
     def __call__(self, images: Float[Array, "batch h w c"], train: bool = False) -> Float[Array, "batch classes"]:
-        """Logits; with ``train`` batch norm uses the batch and updates its running statistics."""
+        """Compute the logits; if ``train``, batch norm uses the batch and updates its running statistics."""
         x = self.conv(images)
         for name in self.layer_names:
             x = getattr(self, name)(x, train)

@@ -1,4 +1,4 @@
-"""Networks by name."""
+"""The registry of networks by name."""
 
 import functools
 from collections.abc import Callable
@@ -15,12 +15,12 @@ Builder = Callable[..., nnx.Module]
 
 
 def _cifar(depth: int, widen: int = 1) -> Builder:
-    """Depth 6n+2 and widths 16, 32, 64, times ``widen`` (He et al. 2016, section 4.2)."""
+    """A CIFAR ResNet of depth 6n+2 with widths 16, 32, 64, times ``widen`` (He et al. 2016, section 4.2)."""
     return functools.partial(_resnet, ((depth - 2) // 6,) * 3, (16, 32, 64), Block, widen)
 
 
 def _imagenet(blocks: tuple[int, ...], block: type[Block]) -> Builder:
-    """ImageNet's widths, with the stem of CIFAR."""
+    """A ResNet with the widths for ImageNet and the stem for CIFAR."""
     return functools.partial(_resnet, blocks, (64, 128, 256, 512), block, 1)
 
 
@@ -72,19 +72,19 @@ def create(
 
     Args:
         name: One of `names`.
-        shortcuts: Whether the residual connections are there; without them, their convolutions go as well.
-        width: Times which all widths of a residual network are taken: ``resnet56`` with 2 is ``wrn56_2``.
-        num_classes: Number of outputs (logits).
+        shortcuts: Whether a residual network has shortcuts; without them, their convolutions are removed too.
+        width: The factor of all widths of a residual network: ``resnet56`` with 2 is ``wrn56_2``.
+        num_classes: The number of outputs (logits).
         image_shape: Height, width and channels of one image.
-        seed: Of the initialization.
+        seed: The seed of the initialization.
 
     Returns:
-        A module: ``model(images, train=False)`` -> logits of shape ``(batch, num_classes)``; images are
+        A module: ``model(images, train=False)`` -> logits of shape ``(batch, num_classes)``; images have the shape
         ``(batch, height, width, channels)``. With ``train=True`` batch norm uses the batch and updates its statistics.
 
     Raises:
-        ValueError: The name is unknown, the network has no shortcuts or width to change, or the image, the width or
-            the number of classes has no positive size.
+        ValueError: The name is unknown, the network has no shortcuts or no width that can be changed, the image has no
+            positive size, ``num_classes`` is below 2, or ``width`` is not positive.
     """
     if name not in names():
         raise ValueError(f"arch is {name!r}, expected one of {', '.join(names())}.")
@@ -105,5 +105,5 @@ def create(
 
 
 def num_params(model: nnx.Module) -> int:
-    """Number of trainable numbers, batch statistics left out."""
+    """The number of trainable parameters, without the batch statistics."""
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

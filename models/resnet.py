@@ -1,4 +1,4 @@
-"""Residual networks (He et al. 2016): for CIFAR, wide, and with ImageNet's widths (paper section 6 and A.5)."""
+"""Residual networks (He et al. 2016): for CIFAR, wide ones, and with the widths for ImageNet (paper section 6, A.5)."""
 
 from collections.abc import Sequence
 
@@ -10,22 +10,19 @@ from models._layers import conv, linear, norm
 
 
 class Shortcut(nnx.Module):
-    """The projection around a block that changes width or size: 1x1 convolution and batch norm (option B)."""
+    """The shortcut of a block that changes width or size: a 1x1 convolution and batch norm (option B)."""
 
     def __init__(self, channels: int, width: int, stride: int, rngs: nnx.Rngs) -> None:
         self.conv = conv(channels, width, 1, stride=stride, rngs=rngs)
         self.norm = norm(width, rngs=rngs)
 
     def __call__(self, x: Array, train: bool) -> Array:
-        """Shape ``(batch, h, w, channels)`` to ``(batch, h / stride, w / stride, width)``."""
+        """Map shape ``(batch, h, w, channels)`` to ``(batch, h / stride, w / stride, width)``."""
         return self.norm(self.conv(x), use_running_average=not train)
 
 
 class Block(nnx.Module):
-    """Convolutions, each with batch norm; what goes around them is added before the last ReLU.
-
-    Without shortcuts nothing goes around them.
-    """
+    """Convolutions, each with batch norm; with ``shortcuts`` the input is added before the last ReLU."""
 
     expansion = 1
 
@@ -47,7 +44,7 @@ class Block(nnx.Module):
         return (3, width, stride), (3, width, 1)
 
     def __call__(self, x: Array, train: bool) -> Array:
-        """Shape ``(batch, h, w, channels)`` to ``(batch, h / stride, w / stride, expansion * width)``."""
+        """Map shape ``(batch, h, w, channels)`` to ``(batch, h / stride, w / stride, expansion * width)``."""
         y = x
         for i in range(1, self.depth + 1):
             y = getattr(self, f"norm{i}")(getattr(self, f"conv{i}")(y), use_running_average=not train)
@@ -58,7 +55,7 @@ class Block(nnx.Module):
 
 
 class Bottleneck(Block):
-    """Three convolutions, the 3x3 one between 1x1 ones that narrow and widen again."""
+    """Three convolutions: a 1x1 convolution that reduces the width, a 3x3 one, and a 1x1 one that increases it."""
 
     expansion = 4
 
@@ -71,7 +68,7 @@ class Bottleneck(Block):
 class ResNet(nnx.Module):
     """A 3x3 stem as wide as the first stage, stages of blocks, global average pooling, a linear layer.
 
-    Any input size of at least 1x1: every stage but the first halves it (rounded up).
+    The input may have any size of at least 1x1. Every stage except the first halves the size (rounded up).
     """
 
     def __init__(
@@ -92,14 +89,14 @@ class ResNet(nnx.Module):
         for stage, (count, width) in enumerate(zip(blocks, widths, strict=True), 1):
             for i in range(1, count + 1):
                 stride = 2 if stage > 1 and i == 1 else 1
-                name = f"stage{stage}_block{i}"  # a name, not an index: checkpoints keep their keys as text
+                name = f"stage{stage}_block{i}"  # a name, not an index: keys in checkpoints are text
                 setattr(self, name, block(width_in, width, stride, shortcuts, rngs))
                 self.block_names += (name,)
                 width_in = block.expansion * width
         self.head = linear(width_in, num_classes, rngs=rngs)
 
     def __call__(self, images: Float[Array, "batch h w c"], train: bool = False) -> Float[Array, "batch classes"]:
-        """Logits; with ``train`` batch norm uses the batch and updates its running statistics."""
+        """Compute the logits; if ``train``, batch norm uses the batch and updates its running statistics."""
         x = nnx.relu(self.norm(self.conv(images), use_running_average=not train))
         for name in self.block_names:
             x = getattr(self, name)(x, train)

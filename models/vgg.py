@@ -1,19 +1,19 @@
-"""VGG-9 as the paper has it: seven convolutions, a hidden layer, an output layer (section 5 and A.5)."""
+"""The paper's VGG-9: seven convolutions, a hidden layer, an output layer (section 5 and A.5)."""
 
 from flax import nnx
 from jaxtyping import Array, Float
 
 from models._layers import conv, linear, norm
 
-STAGES = ((64, 64), (128, 128), (256, 256, 256))  # each ends with a max pool of 2
+STAGES = ((64, 64), (128, 128), (256, 256, 256))  # max pooling with a window of 2 ends each stage
 HIDDEN = 256
 
 
 class VGG9(nnx.Module):
     """Convolutions with bias, batch norm and ReLU; every stage halves the image.
 
-    On 32x32 pixels the hidden layer sees 4x4x256 numbers, on 8x8 pixels 1x1x256; an image of one pixel in height or
-    width is not halved further.
+    For 32x32 pixels the hidden layer has 4x4x256 inputs, for 8x8 pixels 1x1x256. A height or width of one pixel is not
+    halved further.
     """
 
     def __init__(self, *, num_classes: int, image_shape: tuple[int, int, int], rngs: nnx.Rngs) -> None:
@@ -33,7 +33,7 @@ class VGG9(nnx.Module):
         self.head = linear(HIDDEN, num_classes, rngs=rngs)
 
     def __call__(self, images: Float[Array, "batch h w c"], train: bool = False) -> Float[Array, "batch classes"]:
-        """Logits; with ``train`` batch norm uses the batch and updates its running statistics."""
+        """Compute the logits; if ``train``, batch norm uses the batch and updates its running statistics."""
         x = images
         for layers in self.stages:
             for i in layers:

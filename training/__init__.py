@@ -1,1 +1,1 @@
-"""What `train.py` is made of: options, the compiled step, the run folder, the paper's tables of runs."""
+"""The parts of `train.py`: options, the compiled step, the run folder, the paper's tables of runs."""

@@ -1,4 +1,4 @@
-"""Where a run is kept: config, metrics and checkpoints, complete after every epoch; the first process writes."""
+"""The folder of a run: config, metrics and checkpoints, complete after every epoch; the first process writes."""
 
 import csv
 import dataclasses
@@ -20,32 +20,38 @@ from jaxscape.types import Params
 from training.config import Config
 from training.step import TrainState
 
-_TOGETHER = 2**26  # bytes of steps written at once: enough to hide the 40 ms of a save, little beside a network
+_TOGETHER = 2**26  # bytes of steps in one save: large enough to hide its 40 ms, small compared with a training
 
 
 class RunFolder:
-    """A folder with config.json, metrics.csv, weight_norms.csv and checkpoints."""
+    """The folder of a run, with config.json, metrics.csv, weight_norms.csv and checkpoints."""
 
     def __init__(self, path: Path, config: Config, resume: bool, tensorboard: bool = False) -> None:
-        """Open a folder; refuse one that holds another run, or one of the same run without ``resume``.
+        """Open or create a folder.
+
+        Args:
+            path: The path of the folder.
+            config: The options of the run.
+            resume: Whether a run in the folder may be continued.
+            tensorboard: Whether the tables are also written for TensorBoard.
 
         Raises:
-            ValueError: The folder holds a run already, and it is not to be resumed or has other options.
-            ImportError: The tables are wanted in TensorBoard too, and tensorboardX is not installed.
+            ValueError: The folder holds a run, and ``resume`` is False or the run has other options.
+            ImportError: ``tensorboard`` is True and tensorboardX is not installed.
         """
         writer = _summary_writer() if tensorboard else None
         self.path = path
         self.writes = jax.process_index() == 0
-        there = (path / runs.CONFIG).exists()
+        exists = (path / runs.CONFIG).exists()
         multihost_utils.sync_global_devices("every process has looked at the run folder")
-        if there and not resume:
+        if exists and not resume:
             raise ValueError(f"out is {path}, which holds a run already; pass --resume to go on, or another --out.")
-        if there:
+        if exists:
             self._check_same(config)
         path.mkdir(parents=True, exist_ok=True)
-        if self.writes and not there:
-            kept = dataclasses.asdict(config) | {"builder": runs.BUILDER, "versions": _versions()}
-            _replace(path / runs.CONFIG, json.dumps(kept, indent=2) + "\n")
+        if self.writes and not exists:
+            contents = dataclasses.asdict(config) | {"builder": runs.BUILDER, "versions": _versions()}
+            _replace(path / runs.CONFIG, json.dumps(contents, indent=2) + "\n")
         self.manager = checkpoint_manager(path / CHECKPOINTS)
         self.steps = checkpoint_manager(path / STEPS) if config.save_steps else None
         self._steps_dtype, self._waiting = config.steps_dtype, dict[str, jax.Array]()
@@ -55,16 +61,23 @@ class RunFolder:
             self.board = writer(str(path / "tensorboard"), purge_step=None if last is None else last + 1)
 
     def _check_same(self, config: Config) -> None:
-        before = runs.read_config(self.path)
+        previous = runs.read_config(self.path)
         for name, value in dataclasses.asdict(config).items():
-            if before.get(name, getattr(Config, name)) != value:
+            if previous.get(name, getattr(Config, name)) != value:
                 raise ValueError(
-                    f"{name} is {value!r}, but the run in {self.path} was started with {before.get(name)!r}; "
+                    f"{name} is {value!r}, but the run in {self.path} was started with {previous.get(name)!r}; "
                     "resume it with its own options, or start another one elsewhere with --out."
                 )
 
     def restore(self, state: TrainState) -> tuple[int, TrainState]:
-        """The last epoch with a complete checkpoint and its state; -1 and ``state`` when there is none."""
+        """Restore the last complete checkpoint.
+
+        Args:
+            state: A state with the shapes and dtypes of the checkpoint.
+
+        Returns:
+            The epoch and the state of the checkpoint; -1 and ``state`` if there is no checkpoint.
+        """
         epoch = self.manager.latest_step()
         last = -1 if epoch is None else epoch
         for name in (runs.METRICS, runs.NORMS) if self.writes else ():
@@ -74,22 +87,22 @@ class RunFolder:
             return -1, state
         like = {"variables": _variables(state), "optimizer": state.optimizer}
         args = ocp.args.Composite(**{name: ocp.args.StandardRestore(value) for name, value in like.items()})
-        found = self.manager.restore(epoch, args=args)
-        return epoch, TrainState(**found["variables"], optimizer=found["optimizer"])
+        restored = self.manager.restore(epoch, args=args)
+        return epoch, TrainState(**restored["variables"], optimizer=restored["optimizer"])
 
     def save(self, epoch: int, state: TrainState) -> None:
-        """Write a checkpoint, after the steps before it; it counts only once it is complete."""
+        """Write a checkpoint, after the steps before it; an incomplete checkpoint is ignored."""
         self._write_steps()
         if self.steps:
             self.steps.wait_until_finished()
         items = {"variables": _variables(state), "optimizer": state.optimizer}
-        # The next step donates these buffers, and orbax writes in the background: hand it copies.
+        # The next step donates these buffers while orbax still writes in the background, so orbax gets copies.
         items = jax.tree.map(jnp.copy, items)
         args = ocp.args.Composite(**{name: ocp.args.StandardSave(value) for name, value in items.items()})
         self.manager.save(epoch, args=args)
 
     def save_step(self, step: int, state: TrainState, first: Params) -> None:
-        """Keep the weights within an epoch; what a run that was resumed has written before is the same."""
+        """Save the weights of a step; a resumed run skips steps that it has saved before, since they are the same."""
         if self.steps is None or (self.steps.latest_step() or 0) >= step:
             return
         self._waiting[str(step)] = _vector(_variables(state), first, self._steps_dtype)
@@ -103,7 +116,7 @@ class RunFolder:
             self._waiting = {}
 
     def close(self) -> None:
-        """Wait until all is written."""
+        """Write the waiting steps, and wait until everything is written."""
         self._write_steps()
         self.manager.close()
         if self.steps:
@@ -112,7 +125,7 @@ class RunFolder:
             self.board.close()
 
     def log(self, name: str, row: Mapping[str, float]) -> None:
-        """Append an epoch to a table of the run."""
+        """Append the row of an epoch to a table of the run, and to TensorBoard if it is used."""
         path = self.path / name
         if not self.writes:
             return
@@ -143,7 +156,7 @@ def _variables(state: TrainState) -> dict[str, Params]:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically: either the whole new text or nothing."""
     new = path.with_name(f".{path.name}.new")
     new.write_text(text)
     new.replace(path)

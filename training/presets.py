@@ -1,4 +1,4 @@
-"""The runs behind the paper's tables and figures."""
+"""The runs of the paper's tables and figures."""
 
 import itertools
 from dataclasses import replace
@@ -17,7 +17,7 @@ _RESNETS = (  # appendix A.6, table 2: network, without shortcuts, initial learn
 
 
 def _small_and_large(arch: str, large: int) -> list[Config]:
-    """SGD and Adam, small and large batches, without and with weight decay."""
+    """Runs with SGD and Adam, small and large batches, without and with weight decay."""
     choices = itertools.product(("sgd", "adam"), (0.0, 5e-4), (128, large))
     return [
         Config(arch=arch, dataset="cifar10", optimizer=optimizer, weight_decay=decay, batch_size=size)
@@ -26,7 +26,7 @@ def _small_and_large(arch: str, large: int) -> list[Config]:
 
 
 def _paths(examples: int) -> list[Config]:
-    """The paper's figure 9 on digits: the large batch is half of them, weights are kept after every epoch."""
+    """The runs of the paper's figure 9 on digits: a large batch has half of the examples, each epoch saves weights."""
     runs = [replace(c, dataset="digits", epochs=30) for c in _small_and_large("vgg9", examples // 2 + 1)]
     return [replace(c, save_every=30, save_steps=-(-examples // c.batch_size)) for c in runs]
 

@@ -1,4 +1,4 @@
-"""How many examples and points go side by side: measured on the real function and devices, where that pays."""
+"""The choice of how many examples and points are evaluated together: by short trials, where the work is worth them."""
 
 import dataclasses
 import math
@@ -15,20 +15,21 @@ from jaxscape.engine._program import Load, Program
 from jaxscape.objective import Term, agree
 
 FIRST_BATCH = 128
-CACHED = 8 * 32 * 32 * 3  # numbers that a first batch of images has on a CPU: 8 of CIFAR-10, where 64 are 19 % slower
-WORTH = 10  # a trial, compilation included, may take 1 / WORTH of the time that the work would take
-GAIN = 0.97  # what is less than 3 % faster is noise
-ENOUGH = 0.05  # seconds of a call that can be told from noise
-REPEATS = 3  # of which the fastest counts: what else runs on the machine only ever adds
+CACHED = 8 * 32 * 32 * 3  # numbers in the first batch of images on a CPU: 8 images of CIFAR-10; 64 are 19 % slower
+WORTH = 10  # a trial, with its compilation, may take 1 / WORTH of the time that the work would take
+GAIN = 0.97  # a gain of less than 3 % is noise
+ENOUGH = 0.05  # a call of this many seconds stands out from noise
+REPEATS = 3  # calls, of which the fastest counts, since other work on the machine only adds time
 
 
 @dataclasses.dataclass
 class _Known:
-    """What was measured of a function on its devices, for the life of the process.
+    """The measurements of a function on its devices, remembered until the process ends.
 
     Attributes:
-        seconds: For one point and example at a load, and what it cost to find out, compilation included.
-        slow_vmap: Whether points side by side are out of the question.
+        seconds: For each load, the seconds for one point and example, and the seconds of the trial with its
+            compilation.
+        slow_vmap: Whether `jax.vmap` over points is too slow; None: not known yet.
     """
 
     seconds: dict[Load, tuple[float, float]] = dataclasses.field(default_factory=dict)
@@ -45,18 +46,19 @@ def choose_load(
     mesh: Mesh | None,
     fixed: tuple[int | None, int | None],
 ) -> Load:
-    """The load that is fastest in a short timed trial; what was measured is kept for the process.
+    """Choose the load that is fastest in short timed trials; the process remembers the measurements.
 
-    It climbs from a FIRST_BATCH of examples, or for convolutions on a CPU as many as are CACHED, by factors of two, up
-    or else down, then from one point side by side by factors of four, as long as that is faster and the work left is
-    worth a trial.
+    The batch size starts at FIRST_BATCH examples, or for convolutions on a CPU at the number of examples that CACHED
+    allows. It grows by factors of two; if the first step up gains nothing, it shrinks by factors of two instead. Then
+    the number of points side by side grows from one by factors of four. Each search goes on as long as a step gains,
+    and the remaining work is worth a trial.
 
     Args:
-        program: The program for a load.
+        program: A function that returns the program for a load.
         term: The loss and its data.
-        num_points: How many points are to be evaluated.
-        mesh: The devices; None: all.
-        fixed: The batch size and points per step that the caller insists on; None where free.
+        num_points: The number of points to evaluate.
+        mesh: The devices; None: all devices.
+        fixed: The batch size and the points per step that the caller has fixed; None: chosen here.
 
     Returns:
         The load.
@@ -79,31 +81,31 @@ def choose_load(
     trial = _Trial(program, num_points * examples, known.seconds)
     if batch_size is None:
         start = best
-        best = _climb(trial, best, lambda at: at._replace(batch_size=min(2 * at.batch_size, examples)))
+        best = _climb(trial, best, lambda load: load._replace(batch_size=min(2 * load.batch_size, examples)))
         if best == start:
-            best = _climb(trial, best, lambda at: at._replace(batch_size=max(at.batch_size // 2, 1)))
+            best = _climb(trial, best, lambda load: load._replace(batch_size=max(load.batch_size // 2, 1)))
     if width is None and not known.slow_vmap:
-        best = _climb(trial, best, lambda at: at._replace(points_per_step=min(4 * at.points_per_step, CAPACITY)))
+        best = _climb(trial, best, lambda load: load._replace(points_per_step=min(4 * load.points_per_step, CAPACITY)))
     return best
 
 
 def _climb(trial: "_Trial", best: Load, step: Callable[[Load], Load]) -> Load:
-    """Go on as long as it gains, and what is not known yet is worth a trial."""
-    while (further := step(best)) != best and trial.knows_or_pays(further, best):
-        if trial(further) > GAIN * trial(best):
+    """Take steps from a load as long as each is faster, and is either measured already or worth a trial."""
+    while (candidate := step(best)) != best and trial.knows_or_pays(candidate, best):
+        if trial(candidate) > GAIN * trial(best):
             break
-        best = further
+        best = candidate
     return best
 
 
 class _Trial:
-    """Seconds for one point and example at a load, each measured once."""
+    """The seconds for one point and example at a load; each load is measured once."""
 
     def __init__(self, program: Callable[[Load], Program], work: int, table: dict[Load, tuple[float, float]]) -> None:
         self.program, self.work, self.table = program, work, table
 
     def __call__(self, load: Load) -> float:
-        """Measure, or remember."""
+        """The seconds for one point and example; infinite if the memory of the device does not suffice."""
         if load not in self.table:
             begin = time.perf_counter()
             try:
@@ -115,19 +117,19 @@ class _Trial:
             self.table[load] = seconds, agree(time.perf_counter() - begin)
         return self.table[load][0]
 
-    def knows_or_pays(self, further: Load, best: Load) -> bool:
-        """Whether a load was measured before, or the work at the best one would take longer than WORTH trials."""
+    def knows_or_pays(self, candidate: Load, best: Load) -> bool:
+        """Whether the candidate was measured before, or the work at the best load takes longer than WORTH trials."""
         left = self.work * self(best)
-        return further in self.table or left > WORTH * max(spent for _, spent in self.table.values())
+        return candidate in self.table or left > WORTH * max(spent for _, spent in self.table.values())
 
 
 def _has_slow_vmap(program: Program) -> bool:
-    """On a CPU a vmapped convolution is 8 to 9 times slower, and takes 17 s to find that out."""
+    """Whether the program has a convolution on a CPU: under vmap it is 8 to 9 times slower, and a trial takes 17 s."""
     return jax.default_backend() == "cpu" and program.has_convolution()
 
 
 def _measure(program: Program) -> float:
-    """Seconds per point and example: of a call that takes long ENOUGH, the fastest of REPEATS."""
+    """The seconds per point and example, from the fastest of REPEATS calls that take at least ENOUGH seconds."""
     step = program.load.points_per_step * program.capacity // CAPACITY
     points, last = step, 1
 

@@ -722,6 +722,24 @@ def test_a_loss_that_updates_state_runs_as_under_jit():
     js.hvp(loss, params, x, check=False)(params)
 
 
+# ---- arrays that are tied to devices
+
+
+def test_params_data_and_closed_over_arrays_on_different_devices():
+    devices = jax.devices()
+    params, data = jax.device_put(PARAMS, devices[1]), jax.device_put(X, devices[2])
+    scale = jax.device_put(jnp.float64(2.0), devices[3])
+
+    def loss(p, x):
+        return {"loss": ((x @ p["w"]) ** 2).sum(-1) * scale, "weight": x[:, 0] * scale}
+
+    expected = losses(lambda p, x: {"loss": 2 * ((x @ p["w"]) ** 2).sum(-1), "weight": x[:, 0]}).loss
+    for options in ({}, {"rtol": 0.1}):
+        found = js.surface(params, loss, data, directions=[PARAMS], grid=GRID, progress=False, **options)
+        np.testing.assert_allclose(found.loss, expected, rtol=1e-12)
+    js.hvp(loss, params, data)(PARAMS)
+
+
 # ---- a store knows the loss
 
 

@@ -90,8 +90,10 @@ def _two_partitions(term: "Term", params: Params, large: int) -> tuple[np.ndarra
 def _losses(term: "Term", params: Params, rows: np.ndarray, size: int) -> np.ndarray:
     """The loss of each of these examples, or one weighted mean of batch means, from batches of this size."""
     computation, constants = term.traced(size)
-    run = _compiled(computation, jax.default_backend())
-    batches = [run(constants, params, rows_of(term.data, part)) for part in rows.reshape(-1, size)]
+    run, device = _compiled(computation, jax.default_backend()), jax.local_devices()[0]
+    constants, params = jax.device_put((constants, params), device)  # they may be tied to other devices
+    parts = [jax.device_put(rows_of(term.data, part), device) for part in rows.reshape(-1, size)]
+    batches = [run(constants, params, part) for part in parts]
     values = np.stack([np.asarray(losses, np.float64) for losses, _ in batches])
     if term.per_example["loss"]:
         return values.ravel()

@@ -103,7 +103,8 @@ class Term:
             rows = np.arange(start, start + self.canonical)
             batch = rows_of(self.data, np.minimum(rows, self.examples - 1))
             operands = [*constants, *jax.tree.leaves((self._params, batch))]
-            weights = program([x for x, use in zip(operands, used, strict=True) if use])
+            needed = [x for x, use in zip(operands, used, strict=True) if use]
+            weights = program(jax.device_put(needed, jax.local_devices()[0]))  # they may be tied to other devices
             total += float(np.sum(np.asarray(weights, np.float64)[rows < self.examples]))
         if not 0 < total < np.inf:
             raise ValueError(f"{self._argument} returned weights whose sum is {total}; expected a positive number.")

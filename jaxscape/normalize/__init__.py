@@ -4,6 +4,7 @@
 each library, `_rescale` the normalizations.
 """
 
+from jaxscape.normalize._layouts import Filters
 from jaxscape.normalize._rescale import (
     check_norm,
     explanation,
@@ -13,4 +14,12 @@ from jaxscape.normalize._rescale import (
     warn_of_doubts,
 )
 
-__all__ = ["check_norm", "explanation", "filters_of_leaves", "reasons_to_ignore", "rescale", "warn_of_doubts"]
+__all__ = [
+    "Filters",
+    "check_norm",
+    "explanation",
+    "filters_of_leaves",
+    "reasons_to_ignore",
+    "rescale",
+    "warn_of_doubts",
+]

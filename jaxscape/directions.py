@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Key, PRNGKeyArray
 
 from jaxscape import checks, trees
 from jaxscape.checks import as_key
@@ -218,7 +218,7 @@ CHUNK = 2**20  # entries drawn at a time: the generator needs 12 bytes more for 
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "axes"))
-def _draw(keys: PRNGKeyArray, index: int, leaf: Array, norm: Norm | None, axes: tuple[int, ...]) -> Array:
+def _draw(keys: Key[Array, " num"], index: int, leaf: Array, norm: Norm | None, axes: tuple[int, ...]) -> Array:
     """One leaf of every direction; compiled once per shape, not once per model."""
 
     def one(key: PRNGKeyArray) -> Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Key, PRNGKeyArray
 
 from jaxscape import checks, trees
 from jaxscape.checks import as_key
@@ -237,7 +237,7 @@ CHUNK = 2**20  # entries in one draw: the generator needs 12 more bytes for each
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "axes"))
-def _draw(keys: PRNGKeyArray, index: int, leaf: Array, norm: Norm | None, axes: tuple[int, ...]) -> Array:
+def _draw(keys: Key[Array, " num"], index: int, leaf: Array, norm: Norm | None, axes: tuple[int, ...]) -> Array:
     """Draw one leaf of every direction; this is compiled once per shape, not once per model."""
 
     def draw(key: PRNGKeyArray) -> Array:

@@ -11,6 +11,8 @@ import jax
 import matplotlib as mpl
 import pytest
 
+import tests.shapes  # noqa: F401, `--jaxtyping-packages` in pyproject.toml names a function of it
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
 mpl.use("Agg")

@@ -168,7 +168,7 @@ def test_the_class_of_an_equinox_layer_goes_before_its_name():
         ),
         ("['pre']['scale']", shaped(up__kernel=(3, 4, 5), pre__scale=(3, 4)), None),
     ],
-    ids=str,
+    ids=lambda value: None if isinstance(value, dict) else str(value),
 )
 def test_reasons(leaf, params, reason):
     assert reasons(params)[leaf] == reason

@@ -30,9 +30,10 @@ def lanczos(
     Under `jax.jit` it is one loop on the device; called as it is, each product is a call from the host, which is
     faster on a CPU, where convolutions inside loops are slow.
 
+    >>> import jax.numpy as jnp
     >>> def matvec(v):
     ...     return {"x": jnp.array([3.0, -1.0, 0.5]) * v["x"]}
-    >>> ends = lanczos(matvec, {"x": jnp.zeros(3)}, key=jax.random.key(0))
+    >>> ends = lanczos(matvec, {"x": jnp.zeros(3)}, key=0)
     >>> round(float(ends.min_eigenvalue), 4), round(float(ends.max_eigenvalue), 4), bool(ends.converged)
     (-1.0, 3.0, True)
 

@@ -222,7 +222,7 @@ class Operator:
         within it exactly, and the last third estimate the trace outside of it, as Hutchinson does.
 
         >>> operator = Operator.of(lambda v: 2 * v, jnp.zeros(5))
-        >>> operator.trace(progress=False).trace
+        >>> round(operator.trace(progress=False).trace, 3)
         10.0
 
         Args:

@@ -157,7 +157,7 @@ def warn_of_doubts(
             "neither its module nor its shape settles it. Say which leaves are held by a predicate, for example "
             "ignore=lambda path, leaf: leaf.ndim <= 1.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,  # the caller of random_directions, which is decorated
         )
     turned = [f"params{name} {leaf.shape}" for name, leaf, part in perturbed if _is_turned(leaf, part)]
     by_rule = filter_axis is None or isinstance(filter_axis, str)
@@ -167,7 +167,7 @@ def warn_of_doubts(
             f"filter_axis={filter_axis!r} takes the last axis for their filters: {_first_few(turned)}. Pass "
             "filter_axis='equinox' (the first axis), or -1 if the last axis is right.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,  # the caller of random_directions, which is decorated
         )
 
 

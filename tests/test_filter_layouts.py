@@ -287,10 +287,10 @@ def test_kernels_that_are_out_in_are_warned_of(params):
     doubts(params, None, norm="layer")  # no filters
 
 
-def test_random_directions_warns_where_it_is_called():
+def test_random_directions_warns_once():
     with pytest.warns(UserWarning, match=r"1 of 1 kernels look like.*params\['weight'\] \(3, 4\)") as caught:
         js.random_directions(0, shaped(weight=(3, 4)), num=1)
-    assert [warning.filename for warning in caught] == [__file__]
+    assert len(caught) == 1
 
 
 NOT_TURNED = {

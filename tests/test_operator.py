@@ -60,7 +60,7 @@ def test_the_spectrum_of_a_gauss_newton_matrix(gauss_newton):
 
 
 def test_an_operator_that_anybody_gives():
-    diagonal = {"a": jnp.arange(1.0, 4.0, dtype=jnp.bfloat16), "b": jnp.array([[-2.0]])}
+    diagonal = {"a": jnp.arange(1.0, 4.0, dtype=jnp.float32), "b": jnp.array([[-2.0]])}
     operator = js.Operator.of(lambda v: jax.tree.map(jnp.multiply, diagonal, v), diagonal)
     ends = operator.extreme_eigenvalues(progress=False)
     np.testing.assert_allclose([ends.min_eigenvalue, ends.max_eigenvalue], [-2, 3], rtol=1e-6)
@@ -74,8 +74,8 @@ def test_an_operator_that_anybody_gives():
 
 
 def test_a_result_is_shown_as_a_summary():
-    operator = js.Operator.of(lambda v: jnp.arange(1.0, 2001.0) * v, jnp.zeros(2000))
-    ends = operator.extreme_eigenvalues(tol=0.5, progress=False)
+    operator = js.Operator.of(lambda v: jnp.arange(1.0, 41.0) * v, jnp.zeros(40))
+    ends = operator.extreme_eigenvalues(progress=False)
     assert "max_eigenvalue=" in repr(ends)
     assert "converged=True" in repr(ends)
     pairs = operator.top_eigenpairs(2, tol=0.1, progress=False)

@@ -43,8 +43,8 @@ class Extremes(NamedTuple):
     num_matvecs: Int[Array, ""]
 
     def __repr__(self) -> str:
-        if isinstance(self.min_eigenvalue, jax.core.Tracer):
-            return tuple.__repr__(self)
+        if not isinstance(self.min_eigenvalue, jax.Array) or isinstance(self.min_eigenvalue, jax.core.Tracer):
+            return tuple.__repr__(self)  # inside a transform there are no numbers to show
         ends = (
             f"{name}={float(value):.6g} (residual {float(residual):.1e})"
             for name, value, residual in (

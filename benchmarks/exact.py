@@ -139,9 +139,9 @@ def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
     return {
         "case": case,
         "images/s": round(ours_rate),
-        "PyTorch best": f"{images[1] / statistics.median(times['best']):.0f} ({best})",
+        "PyTorch best": f"{images / statistics.median(times['best']):.0f} ({best})",
         "ratio": f"{ratio['best']:.2f}",
-        "PyTorch default": round(images[1] / statistics.median(times["default"])),
+        "PyTorch default": round(images / statistics.median(times["default"])),
         "to default": f"{ratio['default']:.2f}",
         "without rewrite": f"{ratio['plain']:.2f}",
         "of peak": f"{ours_rate * flops_per_image(loss, params, data) / matmul_peak():.0%}",

@@ -180,7 +180,10 @@ def parser() -> argparse.ArgumentParser:
         epilog="Defaults: " + ", ".join(f"{n} {v}" for n, v in dataclasses.asdict(Config()).items() if v is not None),
     )
     network = parser.add_argument_group("network")
-    network.add_argument("--arch", choices=models.names())
+    network.add_argument("--arch", help=f"one of {', '.join(models.names())} (or a name for --builder)")
+    network.add_argument(
+        "--builder", metavar="MODULE:FUNCTION", help="of another network, called like models.create with --arch first"
+    )
     network.add_argument("--noshort", action="store_true", help="without shortcuts")
     network.add_argument("--width", type=int, metavar="K", help="of a ResNet, K times as wide")
     data = parser.add_argument_group("data")

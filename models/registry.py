@@ -37,7 +37,7 @@ def _resnet(
 
 
 _RESNETS: dict[str, Builder] = {
-    **{f"resnet{depth}": _cifar(depth) for depth in (8, 20, 32, 44, 56, 110)},
+    **{f"resnet{depth}": _cifar(depth) for depth in (20, 32, 44, 56, 110)},
     "resnet50_16": _cifar(50),
     **{f"wrn{depth}_{k}": _cifar(depth, k) for depth, k in ((56, 2), (56, 4), (56, 8), (110, 2), (110, 4))},
     "resnet18": _imagenet((2, 2, 2, 2), Block),

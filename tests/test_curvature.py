@@ -64,7 +64,7 @@ def problem(name, loss=cross_entropy, examples=23):
 def dense(loss_fn, params, data):
     """The Hessian of the mean loss over all data at once, and its eigenvalues and eigenvectors."""
     flat, unravel = ravel_pytree(params)
-    matrix = np.asarray(jax.hessian(lambda f: jnp.mean(loss_fn(unravel(f), data)))(flat))
+    matrix = np.asarray(jax.jit(jax.hessian(lambda f: jnp.mean(loss_fn(unravel(f), data))))(flat))
     return matrix, *np.linalg.eigh(matrix)
 
 
@@ -149,8 +149,8 @@ def test_a_dict_with_other_metrics_and_padding_with_nan():
 def test_gauss_newton(name):
     model, loss_fn, params, data = problem(name)
     flat, unravel = ravel_pytree(params)
-    jacobian = jax.jacobian(lambda f: model(unravel(f), data))(flat)  # examples, classes, n
-    inner = jax.vmap(jax.hessian(lambda y, t: cross_entropy(y[None], t[None])[0]))(model(params, data), data[1])
+    jacobian = jax.jit(jax.jacobian(lambda f: model(unravel(f), data)))(flat)  # examples, classes, n
+    inner = jax.jit(jax.vmap(jax.hessian(lambda y, t: cross_entropy(y[None], t[None])[0])))(model(params, data), data[1])
     expected = np.einsum("eci,ecd,edj->ij", jacobian, inner, jacobian) / len(data[1])
     product = js.ggn_product(model, lambda y, b: cross_entropy(y, b[1]), params, data, batch_size=4)
     v, image = apply(product, params)

@@ -35,8 +35,14 @@ def mapped(**options):
 
 
 def dense(coords, data=DATA):
-    flat, unravel = ravel_pytree(trees.displace(PARAMS, directions().basis, jnp.asarray(coords)))
-    return np.asarray(jax.hessian(lambda f: jnp.mean(loss_fn(unravel(f), data)))(flat))
+    flat, _ = ravel_pytree(trees.displace(PARAMS, directions().basis, jnp.asarray(coords)))
+    return np.asarray(flat_hessian(flat, data))
+
+
+@jax.jit
+def flat_hessian(flat, data):
+    _, unravel = ravel_pytree(PARAMS)
+    return jax.hessian(lambda f: jnp.mean(loss_fn(unravel(f), data)))(flat)
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,6 @@ from models import num_params
 
 # Trainable parameters for 32x32x3 images and 10 classes, by arithmetic from the original definitions.
 COUNTS = {
-    ("resnet8", True): 78_042,
-    ("resnet8", False): 75_290,
     ("resnet20", True): 272_474,
     ("resnet20", False): 269_722,
     ("resnet32", True): 466_906,
@@ -101,7 +99,7 @@ def test_statistics_move_in_training_only():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"name": "resnet21"}, "arch is 'resnet21', expected one of resnet8, resnet20"),
+        ({"name": "resnet21"}, "arch is 'resnet21', expected one of resnet20, resnet32"),
         ({"name": "resnet20", "image_shape": (8, 8)}, r"image_shape is \(8, 8\), expected \(height, width, channels\)"),
         ({"name": "resnet20", "num_classes": 1}, "num_classes is 1, expected at least 2"),
         ({"name": "resnet20", "width": 0}, "width is 0, expected at least 1"),

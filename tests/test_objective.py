@@ -283,7 +283,7 @@ def test_the_hessian_of_a_weighted_mean_equals_the_dense_one():
         x, y, w = data
         return jnp.sum(w * ((x @ a)[:, 0] - y) ** 2) / jnp.sum(w)
 
-    expected = jax.hessian(mean)(params["a"]).reshape(3, 3)
+    expected = jax.jit(jax.hessian(mean))(params["a"]).reshape(3, 3)
     hessian = js.hvp(weighted, params, data, batch_size=8)
     found = np.stack([hessian({"a": jnp.eye(3)[:, i : i + 1]})["a"][:, 0] for i in range(3)])
     np.testing.assert_allclose(found, expected, rtol=1e-12)
@@ -418,7 +418,7 @@ def test_terms_are_summed_and_each_is_a_variable(tmp_path):
 def test_the_curvature_of_terms_equals_the_dense_one():
     params, loss, data = physics()
     flat, unravel = ravel_pytree(params)
-    expected = jax.hessian(lambda f: total(loss, data)(unravel(f)))(flat)
+    expected = jax.jit(jax.hessian(lambda f: total(loss, data)(unravel(f))))(flat)
     values = np.linalg.eigvalsh(expected)
     v = jax.random.normal(jax.random.key(0), flat.shape)
     product = ravel_pytree(js.hvp(loss, params, data, batch_size=7)(unravel(v)))[0]
@@ -445,7 +445,7 @@ def test_the_gauss_newton_matrix_of_terms_equals_the_dense_one():
     flat, unravel = ravel_pytree(params)
     expected = 0
     for x in data.values():
-        jacobian = jax.jacobian(lambda f, x=x: model(unravel(f), x)[:, 0])(flat)
+        jacobian = jax.jit(jax.jacobian(lambda f, x=x: model(unravel(f), x)[:, 0]))(flat)
         expected = expected + 2 * jacobian.T @ jacobian / len(x)
     v = jax.random.normal(jax.random.key(0), flat.shape)
     for models in (model, {"interior": model, "boundary": model}):

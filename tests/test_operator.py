@@ -18,8 +18,9 @@ SIZE = 74  # entries of PARAMS
 def gauss_newton():
     """The Gauss-Newton matrix of a network, as an operator and in full, by `jax.jacobian` and `jax.hessian`."""
     flat, unravel = ravel_pytree(PARAMS)
-    jacobian = jax.jacobian(lambda f: mlp_apply(unravel(f), DATA[0]))(flat)
-    inner = jax.vmap(jax.hessian(lambda y, t: cross_entropy(y[None], t[None])[0]))(mlp_apply(PARAMS, DATA[0]), DATA[1])
+    jacobian = jax.jit(jax.jacobian(lambda f: mlp_apply(unravel(f), DATA[0])))(flat)
+    inner = jax.vmap(jax.hessian(lambda y, t: cross_entropy(y[None], t[None])[0]))
+    inner = jax.jit(inner)(mlp_apply(PARAMS, DATA[0]), DATA[1])
     dense = np.einsum("eci,ecd,edj->ij", jacobian, inner, jacobian) / len(DATA[1])
     operator = js.ggn_product(lambda p, b: mlp_apply(p, b[0]), lambda y, b: cross_entropy(y, b[1]), PARAMS, DATA)
     return operator, dense

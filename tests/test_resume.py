@@ -77,12 +77,13 @@ WORKER = """
 import shutil
 from jax.experimental import multihost_utils
 import train
-config = train.Config(arch="resnet8", epochs=2, batch_size=256, lr=0.01, save_every=1)
-run = train.train(config, f"{out}/{num}")
+from tests.training import config
+options = config(epochs=2, batch_size=256, lr=0.01, save_every=1)
+run = train.train(options, f"{out}/{num}")
 if index == 0:
     shutil.rmtree(run.path / "checkpoints" / "2")
 multihost_utils.sync_global_devices("the last epoch is forgotten")
-run = train.train(config, f"{out}/{num}", resume=True)
+run = train.train(options, f"{out}/{num}", resume=True)
 leaves = [np.asarray(x) for x in jax.tree.leaves(run.variables)]
 np.savez(f"{out}/{num}-{index}.npz", *leaves, losses=[row["train_loss"] for row in run.metrics])
 """

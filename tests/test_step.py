@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import train
 from jaxscape import datasets, runs
+from tests.training import config
 from training.step import augment, shared
 
 
@@ -40,16 +41,16 @@ def test_augmentation_crops_and_mirrors():
     assert not np.array_equal(found, augment(jax.random.key(1), jnp.asarray(images)))
 
 
-def start(config, devices=1, dtype=jnp.float64):
+def start(options, devices=1, dtype=jnp.float64):
     """A step, its first state and the data, on the first devices."""
     data = datasets.load("digits")[0]
-    graphdef, *parts = nnx.split(runs.build_model(dataclasses.asdict(config), data), nnx.Param, nnx.BatchStat)
+    graphdef, *parts = nnx.split(runs.build_model(dataclasses.asdict(options), data), nnx.Param, nnx.BatchStat)
     params, stats = jax.tree.map(lambda x: x.astype(dtype), [nnx.to_pure_dict(part) for part in parts])
-    optimizer = train.make_optimizer(config, 10)
+    optimizer = train.make_optimizer(options, 10)
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
     everywhere = NamedSharding(mesh, PartitionSpec())
     state, data = jax.device_put((train.TrainState(params, stats, optimizer.init(params)), data), everywhere)
-    step = train.make_step(graphdef, optimizer, config, mesh)
+    step = train.make_step(graphdef, optimizer, options, mesh)
 
     def run(state, rows, key):
         return step(state, data, shared(mesh, rows), key)
@@ -58,12 +59,12 @@ def start(config, devices=1, dtype=jnp.float64):
 
 
 def test_eight_devices_train_as_one():
-    config = train.Config(arch="resnet8", augment=True, lr=0.01)
+    options = config(augment=True, lr=0.01)
     order = np.random.default_rng(0).permutation(1437)
     batches = [*order[: 6 * 48].reshape(6, 48), order[-5:]]  # the last cannot be shared evenly
     states = []
     for devices in (1, 8):
-        run, state = start(config, devices)
+        run, state = start(options, devices)
         for i, rows in enumerate(batches):
             state = run(state, rows, jax.random.key(i))
         assert len(jax.tree.leaves(state)[0].sharding.device_set) == devices
@@ -74,12 +75,12 @@ def test_eight_devices_train_as_one():
 
 def test_a_batch_in_parts_has_the_mean_gradient():
     rows = np.arange(31)
-    config = train.Config(arch="resnet8", accumulate=4, momentum=0.0, weight_decay=0.0)
-    run, state = start(config)
+    options = config(accumulate=4, momentum=0.0, weight_decay=0.0)
+    run, state = start(options)
     before = jax.device_get(state)
     after = jax.device_get(run(state, rows, jax.random.key(0)))
     steps, stats = [], before.batch_stats
-    run, _ = start(dataclasses.replace(config, accumulate=1))
+    run, _ = start(dataclasses.replace(options, accumulate=1))
     for part in np.array_split(rows, 4):
         single = jax.device_get(run(jax.device_put(before._replace(batch_stats=stats)), part, jax.random.key(0)))
         steps.append((len(part), jax.tree.map(np.subtract, single.params, before.params)))
@@ -95,7 +96,7 @@ def test_a_batch_in_parts_has_the_mean_gradient():
 def test_bfloat16_steps_are_near_those_of_float32():
     states = []
     for precision in ("float32", "bfloat16"):
-        run, state = start(train.Config(arch="resnet8", precision=precision, lr=0.01), dtype=jnp.float32)
+        run, state = start(config(precision=precision, lr=0.01), dtype=jnp.float32)
         before = jax.device_get(state.params)
         states.append(
             jax.tree.map(np.subtract, jax.device_get(run(state, np.arange(128), jax.random.key(0)).params), before)

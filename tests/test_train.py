@@ -10,7 +10,7 @@ import jaxscape as js
 import train
 from jaxscape import datasets, runs, trees
 from tests.test_datasets import random_batches, write_binary
-from tests.training import OPTIONS, same
+from tests.training import NETWORK, OPTIONS, config, same
 from training.presets import PRESETS
 
 
@@ -32,7 +32,7 @@ def test_metrics_config_and_checkpoints(run):
     assert run.metrics[-1]["train_loss"] < run.metrics[0]["train_loss"]
     assert run.checkpoints.epochs == (0, 1, 2, 3)
     assert len(run.checkpoints) == 4
-    assert run.config["arch"] == "resnet8"
+    assert run.config["arch"] == "tiny"
     assert "jax" in run.config["versions"]
     same(run.checkpoints[-1], run.params)
     assert len(run.checkpoints[1:]) == len(list(run.checkpoints)[1:]) == 3
@@ -50,8 +50,8 @@ def test_the_center_of_the_surface_is_the_runs_final_loss(run):
 
 
 def test_each_architecture_trains_and_is_found_at_the_center(tmp_path):
-    config = train.Config(arch="resnet8", noshort=True, optimizer="adam", epochs=1, batch_size=2000)
-    run = train.train(config, tmp_path / "run", progress=False)
+    options = config(noshort=True, optimizer="adam", epochs=1, batch_size=2000)
+    run = train.train(options, tmp_path / "run", progress=False)
     assert "shortcut" not in run.params["stage2_block1"]
     ds = js.surface(run.params, run.loss_fn, run.data, grid=js.Grid.line(0, 1, 2), progress=False)
     np.testing.assert_allclose(ds.loss[0], run.metrics[-1]["train_loss"], rtol=1e-6)
@@ -79,7 +79,7 @@ def test_weight_norms_are_kept(run):
 
 
 def test_divergence_names_the_last_good_checkpoint(tmp_path, capsys):
-    options = ["--arch", "resnet8", "--epochs", "3", "--lr", "1e30", "--batch-size", "700"]
+    options = [*NETWORK, "--epochs", "3", "--lr", "1e30", "--batch-size", "700"]
     assert train.main([*options, "--out", str(tmp_path / "run")]) == 3
     told = capsys.readouterr().err
     assert "diverged: a weight became NaN or infinite in epoch 1. The last good checkpoint, of epoch 0" in told
@@ -88,8 +88,8 @@ def test_divergence_names_the_last_good_checkpoint(tmp_path, capsys):
 
 
 def test_label_noise_is_in_the_training_labels_and_stays(tmp_path):
-    config = train.Config(arch="resnet8", epochs=1, batch_size=2000, label_noise=0.5, seed=3)
-    run = train.train(config, tmp_path / "run", progress=False)
+    options = config(epochs=1, batch_size=2000, label_noise=0.5, seed=3)
+    run = train.train(options, tmp_path / "run", progress=False)
     clean, test = datasets.load("digits")
     assert 0.4 < np.mean(run.data.labels != clean.labels) < 0.5  # a tenth of the random labels are right
     np.testing.assert_array_equal(run.test_data.labels, test.labels)
@@ -98,7 +98,7 @@ def test_label_noise_is_in_the_training_labels_and_stays(tmp_path):
 
 def test_cifar_files_train_and_are_found_at_the_center(tmp_path, capsys):
     write_binary("cifar10", tmp_path, random_batches("cifar10"))
-    options = ["--arch", "resnet8", "--dataset", "cifar10-files", "--data-dir", str(tmp_path), "--loss", "mse"]
+    options = [*NETWORK, "--dataset", "cifar10-files", "--data-dir", str(tmp_path), "--loss", "mse"]
     assert train.main([*options, "--epochs", "1", "--batch-size", "64", "--out", str(tmp_path / "run")]) == 0
     run = js.load_run(tmp_path / "run")
     assert run.data.images.dtype == np.uint8
@@ -120,7 +120,7 @@ def test_presets_are_listed_and_take_options(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"arch": "resnet57"}, "arch is 'resnet57', expected one of resnet8"),
+        ({"arch": "resnet57"}, "arch is 'resnet57', expected one of resnet20"),
         ({"dataset": "mnist"}, "dataset is 'mnist', expected one of digits"),
         ({"optimizer": "lion"}, "optimizer is 'lion', expected one of sgd, adam"),
         ({"loss": "hinge"}, "loss is 'hinge', expected one of crossentropy, mse"),
@@ -143,14 +143,13 @@ def test_the_command_trains_and_tells_what_to_do_next(run, copy, capsys):
     assert f"jaxscape surface {copy}" in capsys.readouterr().out
     assert train.main([*OPTIONS, "--out", str(copy)]) == 2
     assert capsys.readouterr().err.startswith("train.py: error: out is ")
-    with pytest.raises(SystemExit, match="2"):
-        train.main(["--arch", "alexnet"])
-    assert "resnet8" in capsys.readouterr().err
+    assert train.main(["--arch", "alexnet", "--out", str(copy)]) == 2
+    assert "arch is 'alexnet', expected one of resnet20" in capsys.readouterr().err
 
 
 def test_default_folder():
-    [(config, out)], flags = train.parse(["--arch", "resnet8", "--noshort"])
-    assert (config.noshort, str(out), flags) == (True, "runs/resnet8_noshort_digits", set())
+    [(config, out)], flags = train.parse(["--arch", "resnet20", "--noshort"])
+    assert (config.noshort, str(out), flags) == (True, "runs/resnet20_noshort_digits", set())
     assert train.parse(["--distributed", "--resume"])[1] == {"distributed", "resume"}
     [(_, out)], *_ = train.parse(["--lr", "0.05", "--no-decay-norm", "--save-every", "3"])
     assert str(out) == "runs/resnet56_digits_lr=0.05_decay_norm=False"

@@ -24,6 +24,7 @@ class Config:
     """The options of a run; the defaults are those of the paper (section 5 and appendix A.5)."""
 
     arch: str = "resnet56"
+    builder: str = runs.BUILDER  # package.module:function that creates the network, see `jaxscape.runs.build_model`
     noshort: bool = False  # without shortcuts
     width: int = 1  # factor of the widths of a residual network
     dataset: str = "digits"
@@ -49,7 +50,7 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse options that cannot be trained, before anything is written."""
         for name, known in (
-            ("arch", models.names()),
+            *([("arch", models.names())] if self.builder == runs.BUILDER else []),
             ("dataset", datasets.LOADERS),
             ("loss", runs.LOSSES),
             ("optimizer", OPTIMIZERS),

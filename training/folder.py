@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -50,7 +49,7 @@ class RunFolder:
             self._check_same(config)
         path.mkdir(parents=True, exist_ok=True)
         if self.writes and not exists:
-            contents = dataclasses.asdict(config) | {"builder": runs.BUILDER, "versions": _versions()}
+            contents = dataclasses.asdict(config) | {"versions": _versions()}
             _replace(path / runs.CONFIG, json.dumps(contents, indent=2) + "\n")
         self.manager = checkpoint_manager(path / CHECKPOINTS)
         self.steps = checkpoint_manager(path / STEPS) if config.save_steps else None
@@ -96,8 +95,9 @@ class RunFolder:
         if self.steps:
             self.steps.wait_until_finished()
         items = {"variables": _variables(state), "optimizer": state.optimizer}
-        # The next step donates these buffers while orbax still writes in the background, so orbax gets copies.
-        items = jax.tree.map(jnp.copy, items)
+        # On the host, since the next step donates these buffers while orbax still writes in the background. Of arrays
+        # on 8 devices orbax would slice each into 8 parts: 1.5 s for a ResNet-8, on 2 cores.
+        items = jax.device_get(items)
         args = ocp.args.Composite(**{name: ocp.args.StandardSave(value) for name, value in items.items()})
         self.manager.save(epoch, args=args)
 

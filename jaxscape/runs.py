@@ -152,8 +152,8 @@ def build_model(config: Mapping[str, Any], train: Split) -> Any:
         create = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ImportError(
-            f"the run's network is made by {builder}, which cannot be imported ({error}). Install its package, or put its "
-            "folder on PYTHONPATH; the networks of train.py come with the project's checkout: `pip install -e .[train]`."
+            f"the run's network is made by {builder}, which cannot be imported ({error}). Install its package or put "
+            "its folder on PYTHONPATH; the networks of train.py come with the project: `pip install -e .[train]`."
         ) from error
     return create(
         config["arch"],

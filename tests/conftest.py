@@ -7,12 +7,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The networks of the tests are so small that compiling takes most of the time, a third of it for code that is not
 # optimized. XLA ends a process when a device waits 40 s for the others, and 8 devices on busy cores do. The user's
 # flags win: `XLA_FLAGS=--xla_backend_optimization_level=3 make test` tests optimized code.
-FLAGS = (
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
-    "--xla_cpu_collective_call_terminate_timeout_seconds=3600",
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    f"--xla_cpu_collective_call_terminate_timeout_seconds=3600 {os.getenv('XLA_FLAGS', '')}"
 )
-os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.getenv("XLA_FLAGS", "")])
 
 import jax
 import matplotlib as mpl

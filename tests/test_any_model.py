@@ -9,16 +9,21 @@ import pytest
 from flax import nnx
 
 import jaxscape as js
-import models
 from jaxscape import trees
+from models.resnet import ResNet
 from tests.problems import cross_entropy, mlp_loss, mlp_params
 
 RNG = np.random.default_rng(0)
 IMAGES, LABELS = jnp.asarray(RNG.normal(size=(11, 4, 4, 1)), jnp.float32), jnp.asarray(RNG.integers(0, 3, 11))
 
 
+NETWORK = ResNet(
+    (0, 1), (4, 8), shortcuts=True, num_classes=3, image_shape=(4, 4, 1), rngs=nnx.Rngs(0)
+)  # the stem and one block
+
+
 def nnx_resnet():
-    graphdef, params, stats = nnx.split(models.create("resnet20", num_classes=3, image_shape=(4, 4, 1)), nnx.Param, ...)
+    graphdef, params, stats = nnx.split(NETWORK, nnx.Param, ...)
 
     def loss_fn(params, batch):
         return cross_entropy(nnx.merge(graphdef, params, stats)(batch[0]), batch[1])
@@ -75,6 +80,7 @@ def test_the_same_call_works_and_is_right(make):
     directions = js.random_directions(0, params, **options)
     grid = js.Grid(([-0.5, 0.0, 1.0], [0.0, 0.25]))
     ds = js.surface(params, loss_fn, (IMAGES, LABELS), directions=directions, grid=grid, batch_size=4, progress=False)
+    loss_fn = jax.jit(loss_fn)
     for i, alpha in enumerate(grid.axes[0]):
         for j, beta in enumerate(grid.axes[1]):
             point = jax.tree.map(lambda p, d, e, a=float(alpha), b=float(beta): p + a * d + b * e, params, *directions)

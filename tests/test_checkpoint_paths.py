@@ -101,9 +101,9 @@ def test_what_lax_scan_gives():
         return p, p
 
     _, stacked = jax.lax.scan(step, PATH[0], length=STEPS)
-    found, expected = (js.trajectory(p, loss, DATA, points=3, progress=False) for p in (stacked, slices(stacked)))
-    equal(values(found), values(expected))
-    assert found.sizes["step"] == STEPS
+    result, expected = (js.trajectory(p, loss, DATA, points=3, progress=False) for p in (stacked, slices(stacked)))
+    equal(values(result), values(expected))
+    assert result.sizes["step"] == STEPS
 
 
 def test_an_array_is_a_path_of_arrays():
@@ -116,8 +116,8 @@ def test_a_list_is_a_sequence_unless_it_has_the_leaves_of_the_origin():
     stacked = [W, B]
     equal(numbers(stacked, [W[0], B[0]]), numbers(slices(stacked), [W[0], B[0]]))
     directions = js.random_directions(0, [W[0], B[0]])
-    found = js.trajectory(stacked, loss, DATA, directions=directions, points=3, progress=False)
-    assert found.sizes["step"] == STEPS
+    result = js.trajectory(stacked, loss, DATA, directions=directions, points=3, progress=False)
+    assert result.sizes["step"] == STEPS
     assert js.project([W], [W[0]], [[W[0]]]).sizes["step"] == STEPS
     both = [W, W + 1]  # could be two checkpoints of one array, or five of two: as ever the former
     equal(principal([W, W + 1, W**2]), principal((W, W + 1, W**2)))
@@ -181,8 +181,8 @@ def test_a_dict_of_integers_that_is_known_to_be_stacked():
 def test_iterators_are_enough_where_a_path_is_read_once():
     equal(principal(p for p in PATH), principal(PATH))
     directions = js.random_directions(0, LIKE)
-    found, expected = (js.project(path, LIKE, directions) for path in (iter(PATH), PATH))
-    np.testing.assert_array_equal(found.coordinates, expected.coordinates)
+    result, expected = (js.project(path, LIKE, directions) for path in (iter(PATH), PATH))
+    np.testing.assert_array_equal(result.coordinates, expected.coordinates)
 
 
 @pytest.mark.parametrize(
@@ -209,9 +209,9 @@ def test_an_iterable_without_a_length_is_read_in_passes():
     equal(principal(Loader()), principal(PATH))
     assert read == list(range(STEPS))
     read.clear()
-    found, expected = (js.trajectory(p, loss, DATA, points=3, progress=False) for p in (Loader(), PATH))
-    np.testing.assert_array_equal(found.loss, expected.loss)
-    np.testing.assert_array_equal(found.true_loss, expected.true_loss)
+    result, expected = (js.trajectory(p, loss, DATA, points=3, progress=False) for p in (Loader(), PATH))
+    np.testing.assert_array_equal(result.loss, expected.loss)
+    np.testing.assert_array_equal(result.true_loss, expected.true_loss)
     # The last one, and whether a second pass is possible; the directions; the coordinates with the losses.
     assert read == [*range(STEPS), 0, *range(STEPS), *range(STEPS)]
 

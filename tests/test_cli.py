@@ -160,12 +160,12 @@ def test_tolerance_and_precision(run):
 
 
 def test_one_of_several_processes(run, monkeypatch, capsys):
-    begun = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda: begun.append(1))
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda: calls.append(1))
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     for command in ("surface", "line"):
         assert cli.main([command, str(run), "--points", "3", "--rtol", "0.1", "--distributed"]) == 0
-    assert begun == [1, 1]
+    assert calls == [1, 1]
     assert not list(run.iterdir())  # process 0 writes
     assert capsys.readouterr().out == ""
 
@@ -225,9 +225,9 @@ def test_trajectory_is_that_of_the_library(run, capsys):
     assert is_png(run / "trajectory.png")
     assert is_png(run / "trajectory_3d.png")
     assert (run / "a.gif").read_bytes().startswith(b"GIF")
-    told = capsys.readouterr().out.splitlines()
-    assert told[-3].startswith("run  1st PC %  2nd PC %  in plane %")
-    assert told[-2].startswith("mlp")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3].startswith("run  1st PC %  2nd PC %  in plane %")
+    assert lines[-2].startswith("mlp")
     assert cli.main(["plot", str(run / "trajectory.zarr"), "--out", str(run / "again.png")]) == 0
     assert is_png(run / "again.png")
 

@@ -76,8 +76,8 @@ def compare(fun, x, k):
     """The rewritten function against the native one: values, gradients, HVPs, rewritten before and after them."""
     loose = {2: 5e-2, 4: 1e-4, 8: 1e-10}[x.dtype.itemsize]
 
-    def same(found, expected):
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    def same(result, expected):
+        for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
             assert a.dtype == b.dtype
             a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
             np.testing.assert_allclose(a, b, rtol=loose, atol=loose * np.abs(b).max())
@@ -87,10 +87,12 @@ def compare(fun, x, k):
         return gradient(x, k), jax.jvp(gradient, (x, k), (jnp.cos(x), jnp.sin(k)))[1]
 
     fast = fast_convolutions(fun, backend="cpu")
-    same(jax.jit(fast)(x, k), fun(x, k))
-    expected = jax.jit(lambda: products(fun))()
-    same(jax.jit(lambda: products(fast))(), expected)
-    same(jax.jit(fast_convolutions(lambda: products(fun), backend="cpu"))(), expected)
+    value, expected = jax.jit(lambda: (fun(x, k), products(fun)))()
+    after = fast_convolutions(lambda: products(fun), backend="cpu")
+    results = jax.jit(lambda: (fast(x, k), products(fast), after()))()
+    same(results[0], value)
+    same(results[1], expected)
+    same(results[2], expected)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -318,23 +320,24 @@ def test_elementwise_operations_in_rows(few, shape):
         gradient = jax.grad(lambda *args: jnp.sum(jnp.sin(f(*args))), (0, 1, 2))
         return f(x, y, b), gradient(x, y, b), jax.jvp(gradient, (x, y, b), direction)[1]
 
-    expected = products(elementwise)
-    for found in (products(fast), jax.jit(fast_convolutions(lambda: products(elementwise), backend="cpu"))()):
-        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    expected = jax.jit(lambda: products(elementwise))()
+    after = fast_convolutions(lambda: products(elementwise), backend="cpu")
+    for result in jax.jit(lambda: (products(fast), after()))():
+        for one, other in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
 
 
 def shapes_of(jaxpr, *names):
     """The shapes of what primitives of these names give, anywhere inside."""
-    found = set()
+    result = set()
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in names:
-            found |= {v.aval.shape for v in eqn.outvars}
+            result |= {v.aval.shape for v in eqn.outvars}
         for value in eqn.params.values():
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                found |= shapes_of(inner, *names)
-    return found
+                result |= shapes_of(inner, *names)
+    return result
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 32, 64), (3, 8, 2, 16), (512, 16), (1, 2, 32, 16)])

@@ -96,8 +96,8 @@ def test_products_equal_the_dense_hessian(name, loss, linearize):
 def test_products_do_not_depend_on_batches_and_devices(batch_size, devices):
     _, loss_fn, params, data = problem("mlp")
     expected = apply(js.hvp(loss_fn, params, data, batch_size=23, mesh=mesh(1)), params)[1]
-    found = apply(js.hvp(loss_fn, params, data, batch_size=batch_size, mesh=mesh(devices)), params)[1]
-    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
+    result = apply(js.hvp(loss_fn, params, data, batch_size=batch_size, mesh=mesh(devices)), params)[1]
+    np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_products_are_symmetric_and_linear():
@@ -119,8 +119,8 @@ def test_a_batch_mean_is_weighted_by_its_examples(devices):
 
     expected = apply(js.hvp(loss_fn, params, data), params)[1]
     for batch_size in (4, 23):
-        found = apply(js.hvp(mean, params, data, batch_size=batch_size, mesh=mesh(devices)), params)[1]
-        np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-13)
+        result = apply(js.hvp(mean, params, data, batch_size=batch_size, mesh=mesh(devices)), params)[1]
+        np.testing.assert_allclose(result, expected, rtol=1e-11, atol=1e-13)
 
 
 def test_products_inside_a_transform():
@@ -133,8 +133,8 @@ def test_products_inside_a_transform():
     def anywhere(p, v):
         return js.hvp(loss_fn, p, data, batch_size=2, mesh=mesh(2))(v)
 
-    found = apply(functools.partial(anywhere, params), params)[1]
-    np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-13)
+    result = apply(functools.partial(anywhere, params), params)[1]
+    np.testing.assert_allclose(result, expected, rtol=1e-11, atol=1e-13)
     assert js.lanczos(jax.jit(product), params, key=jax.random.key(0)).converged
 
 
@@ -150,7 +150,9 @@ def test_gauss_newton(name):
     model, loss_fn, params, data = problem(name)
     flat, unravel = ravel_pytree(params)
     jacobian = jax.jit(jax.jacobian(lambda f: model(unravel(f), data)))(flat)  # examples, classes, n
-    inner = jax.jit(jax.vmap(jax.hessian(lambda y, t: cross_entropy(y[None], t[None])[0])))(model(params, data), data[1])
+    inner = jax.jit(jax.vmap(jax.hessian(lambda y, t: cross_entropy(y[None], t[None])[0])))(
+        model(params, data), data[1]
+    )
     expected = np.einsum("eci,ecd,edj->ij", jacobian, inner, jacobian) / len(data[1])
     product = js.ggn_product(model, lambda y, b: cross_entropy(y, b[1]), params, data, batch_size=4)
     v, image = apply(product, params)
@@ -185,12 +187,12 @@ def test_half_precision_params_have_float32_products():
 )
 def test_linear_functions_are_kept_where_memory_allows(monkeypatch, name, free, keeps):
     _, loss_fn, params, data = problem(name)
-    made = []
+    decisions = []
     choose = _product.Product._keeps
     monkeypatch.setattr(_product, "_free_bytes", lambda _: free)
-    monkeypatch.setattr(_product.Product, "_keeps", lambda self, p: made.append(choose(self, p)) or made[-1])
+    monkeypatch.setattr(_product.Product, "_keeps", lambda self, p: decisions.append(choose(self, p)) or decisions[-1])
     js.hvp(loss_fn, params, data, mesh=mesh(1), batch_size=23 if name == "convolutions" else 1)
-    assert made == [keeps]
+    assert decisions == [keeps]
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, squared_error])
@@ -198,11 +200,11 @@ def test_linear_functions_are_kept_where_memory_allows(monkeypatch, name, free, 
 def test_extreme_eigenvalues_equal_the_dense_ones(name, loss):
     _, loss_fn, params, data = problem(name, loss)
     _, values, vectors = dense(loss_fn, params, data)
-    found = js.extreme_eigenvalues(params, loss_fn, data, tol=1e-9, batch_size=4, max_matvecs=400, progress=False)
-    assert found.converged
-    np.testing.assert_allclose(found.min_eigenvalue, values[0], rtol=1e-8)
-    np.testing.assert_allclose(found.max_eigenvalue, values[-1], rtol=1e-8)
-    for vector, expected in ((found.min_eigenvector, vectors[:, 0]), (found.max_eigenvector, vectors[:, -1])):
+    result = js.extreme_eigenvalues(params, loss_fn, data, tol=1e-9, batch_size=4, max_matvecs=400, progress=False)
+    assert result.converged
+    np.testing.assert_allclose(result.min_eigenvalue, values[0], rtol=1e-8)
+    np.testing.assert_allclose(result.max_eigenvalue, values[-1], rtol=1e-8)
+    for vector, expected in ((result.min_eigenvector, vectors[:, 0]), (result.max_eigenvector, vectors[:, -1])):
         vector = ravel_pytree(vector)[0]
         np.testing.assert_allclose(vector * np.sign(vector @ expected), expected, atol=1e-6)
 
@@ -217,10 +219,10 @@ def test_top_eigenpairs_equal_the_dense_ones(which):
         "LM": np.argsort(-abs(values))[:4],
         "BE": np.array([0, -1, 1, -2]),
     }[which]
-    found = js.top_eigenpairs(params, loss_fn, data, 4, which, tol=1e-9, max_matvecs=400, progress=False)
-    assert found.converged.all()
-    np.testing.assert_allclose(found.eigenvalues, values[order], rtol=1e-8)
-    for value, vector, residual in zip(found.eigenvalues, found.eigenvectors, found.residuals, strict=True):
+    result = js.top_eigenpairs(params, loss_fn, data, 4, which, tol=1e-9, max_matvecs=400, progress=False)
+    assert result.converged.all()
+    np.testing.assert_allclose(result.eigenvalues, values[order], rtol=1e-8)
+    for value, vector, residual in zip(result.eigenvalues, result.eigenvectors, result.residuals, strict=True):
         flat = ravel_pytree(vector)[0]
         np.testing.assert_allclose(np.linalg.norm(flat), 1, rtol=1e-12)
         np.testing.assert_allclose(np.linalg.norm(matrix @ flat - value * flat), residual, atol=1e-12)
@@ -229,14 +231,14 @@ def test_top_eigenpairs_equal_the_dense_ones(which):
 def test_ignored_leaves_take_no_part():
     _, loss_fn, params, data = problem("batch norm")
     matrix = dense(loss_fn, params, data)[0]
-    kept = np.concatenate([np.full(leaf.size, leaf.ndim > 1) for leaf in jax.tree.leaves(params)])
-    values = np.linalg.eigvalsh(matrix[np.ix_(kept, kept)])
-    found = js.extreme_eigenvalues(params, loss_fn, data, tol=1e-9, ignore="bias_norm", progress=False)
-    np.testing.assert_allclose([found.min_eigenvalue, found.max_eigenvalue], values[[0, -1]], rtol=1e-8)
-    flat = ravel_pytree(found.max_eigenvector)[0]
-    assert not flat[~kept].any()
+    takes_part = np.concatenate([np.full(leaf.size, leaf.ndim > 1) for leaf in jax.tree.leaves(params)])
+    values = np.linalg.eigvalsh(matrix[np.ix_(takes_part, takes_part)])
+    result = js.extreme_eigenvalues(params, loss_fn, data, tol=1e-9, ignore="bias_norm", progress=False)
+    np.testing.assert_allclose([result.min_eigenvalue, result.max_eigenvalue], values[[0, -1]], rtol=1e-8)
+    flat = ravel_pytree(result.max_eigenvector)[0]
+    assert not flat[~takes_part].any()
     v, image = apply(js.hvp(loss_fn, params, data, ignore="bias_norm"), params)
-    np.testing.assert_allclose(image, np.where(kept, matrix @ np.where(kept, v, 0), 0), atol=1e-12)
+    np.testing.assert_allclose(image, np.where(takes_part, matrix @ np.where(takes_part, v, 0), 0), atol=1e-12)
 
 
 def test_eigenvalues_do_not_depend_on_batches_devices_and_order_in_float32():
@@ -245,13 +247,13 @@ def test_eigenvalues_do_not_depend_on_batches_devices_and_order_in_float32():
     data = (data[0].astype(np.float32), data[1])
     order = np.random.default_rng(3).permutation(61)
     shuffled = tuple(x[order] for x in data)
-    found = [
+    result = [
         js.extreme_eigenvalues(params, loss_fn, part, tol=1e-4, batch_size=b, mesh=mesh(d), progress=False)
         for part, b, d in ((data, 61, 1), (data, 7, 1), (data, 8, 8), (shuffled, 16, 2))
     ]
-    for other in found[1:]:
+    for other in result[1:]:
         for name in ("min_eigenvalue", "max_eigenvalue"):
-            np.testing.assert_allclose(getattr(other, name), getattr(found[0], name), rtol=1e-5)
+            np.testing.assert_allclose(getattr(other, name), getattr(result[0], name), rtol=1e-5)
 
 
 def test_eigenvectors_are_axes_of_the_sharpest_plane():
@@ -269,12 +271,12 @@ def test_eigenvectors_are_axes_of_the_sharpest_plane():
 def test_trace_by_both_methods():
     _, loss_fn, params, data = problem("mlp")
     matrix, values, _ = dense(loss_fn, params, data)
-    spent = {"hutchinson": 200, "hutch++": 60}
-    for method, num in spent.items():
+    matvecs = {"hutchinson": 200, "hutch++": 60}
+    for method, num in matvecs.items():
         errors, bars = zip(
             *(
-                (found.trace - values.sum(), found.stderr)
-                for found in (
+                (result.trace - values.sum(), result.stderr)
+                for result in (
                     js.hessian_trace(params, loss_fn, data, method=method, num_matvecs=num, key=k, progress=False)
                     for k in range(8)
                 )
@@ -303,21 +305,21 @@ def test_density_integrates_to_one_and_matches_the_histogram(name):
     _, loss_fn, params, data = problem(name)
     _, values, _ = dense(loss_fn, params, data)
     sigma = (values[-1] - values[0]) / 20
-    found = js.spectral_density(
+    result = js.spectral_density(
         params, loss_fn, data, num_probes=60, num_steps=30, sigma=sigma, num_points=400, mesh=mesh(1), progress=False
     )  # 30 steps are exact for polynomials of degree 59, and these Gaussians are of that degree to 1e-8
-    at = found.eigenvalue.values
-    np.testing.assert_allclose(np.trapezoid(found.density, at), 1, rtol=1e-12)
+    at = result.eigenvalue.values
+    np.testing.assert_allclose(np.trapezoid(result.density, at), 1, rtol=1e-12)
     exact = np.exp(-0.5 * ((at[:, None] - values) / sigma) ** 2).mean(1) / sigma / np.sqrt(2 * np.pi)
-    score = (found.density.values - exact) / np.maximum(found.density_stderr.values, 1e-3 * exact.max())
+    score = (result.density.values - exact) / np.maximum(result.density_stderr.values, 1e-3 * exact.max())
     assert np.abs(score).max() < 5
     assert np.sqrt(np.mean(score**2)) < 1.7
     edges = np.linspace(at[0], at[-1], 8)
     ranges = list(itertools.pairwise(edges))
-    share = [float(found.density.sel(eigenvalue=slice(a, b)).integrate("eigenvalue")) for a, b in ranges]
+    share = [float(result.density.sel(eigenvalue=slice(a, b)).integrate("eigenvalue")) for a, b in ranges]
     counted = [exact[(at >= a) & (at <= b)].sum() * (at[1] - at[0]) for a, b in ranges]
     np.testing.assert_allclose(share, counted, atol=0.05)
-    score = (found.attrs["mean_eigenvalue"] - values.mean()) / found.attrs["mean_eigenvalue_stderr"]
+    score = (result.attrs["mean_eigenvalue"] - values.mean()) / result.attrs["mean_eigenvalue_stderr"]
     assert abs(score) < 4
 
 
@@ -398,7 +400,7 @@ def test_resnet20_on_digits_against_scipy():
         graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
         params, stats = map(nnx.to_pure_dict, (params, stats))
         loss_fn = runs.classification_loss(graphdef, stats)
-        found = js.extreme_eigenvalues(params, loss_fn, data, tol=1e-4, max_matvecs=300, progress=False)
+        result = js.extreme_eigenvalues(params, loss_fn, data, tol=1e-4, max_matvecs=300, progress=False)
         flat, unravel = ravel_pytree(params)
         product = js.hvp(loss_fn, params, data)
 
@@ -407,5 +409,5 @@ def test_resnet20_on_digits_against_scipy():
 
         linear = scipy.sparse.linalg.LinearOperator((len(flat),) * 2, matvec=matvec, dtype=np.float32)
         ends = [scipy.sparse.linalg.eigsh(linear, 1, which=w, tol=1e-4)[0][0] for w in ("SA", "LA")]
-    assert found.converged
-    np.testing.assert_allclose([found.min_eigenvalue, found.max_eigenvalue], ends, rtol=1e-3)
+    assert result.converged
+    np.testing.assert_allclose([result.min_eigenvalue, result.max_eigenvalue], ends, rtol=1e-3)

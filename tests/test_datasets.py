@@ -155,10 +155,10 @@ def test_a_pickle_can_run_nothing(tmp_path, capsys):
 def test_normalization():
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 3)).astype(np.uint8)
     for name in ("cifar10", "cifar10-files"):
-        found = datasets.normalize(jnp.asarray(images), name)
+        result = datasets.normalize(jnp.asarray(images), name)
         mean, std = np.array([125.3, 123.0, 113.9]) / 255, np.array([63.0, 62.1, 66.7]) / 255
-        np.testing.assert_allclose(found, (images / 255 - mean) / std, rtol=1e-4, atol=1e-5)
-        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(result, (images / 255 - mean) / std, rtol=1e-4, atol=1e-5)
+        assert result.dtype == jnp.float32
     floats = jnp.ones((2, 8, 8, 1))
     assert datasets.normalize(floats, "digits") is floats or (datasets.normalize(floats, "digits") == floats).all()
     assert datasets.normalize(floats, "digits", jnp.bfloat16).dtype == jnp.bfloat16
@@ -185,10 +185,10 @@ def as_png(image):
     return content.getvalue()
 
 
-def same_in_any_order(found, images, labels):
-    order, ours = (np.lexsort(x.reshape(len(x), -1).T) for x in (found.images, images))
-    np.testing.assert_array_equal(found.images[order], images[ours])
-    np.testing.assert_array_equal(found.labels[order], labels[ours])
+def same_in_any_order(result, images, labels):
+    order, ours = (np.lexsort(x.reshape(len(x), -1).T) for x in (result.images, images))
+    np.testing.assert_array_equal(result.images[order], images[ours])
+    np.testing.assert_array_equal(result.labels[order], labels[ours])
 
 
 def test_what_tensorflow_datasets_prepared_gives_the_same_arrays(tmp_path, tfds):
@@ -197,19 +197,19 @@ def test_what_tensorflow_datasets_prepared_gives_the_same_arrays(tmp_path, tfds)
     config = tfds.download.DownloadConfig(manual_dir=tmp_path, register_checksums=True)
     builder = tfds.builder("cifar10", data_dir=tmp_path / "prepared", file_format="array_record")
     builder.download_and_prepare(download_config=config)
-    for found, (images, labels) in zip(
+    for result, (images, labels) in zip(
         js.datasets.load("cifar10", tmp_path / "prepared"), expected(batches), strict=True
     ):
-        same_in_any_order(found, images, labels)  # tensorflow-datasets shuffles when it prepares
+        same_in_any_order(result, images, labels)  # tensorflow-datasets shuffles when it prepares
 
 
 def test_an_official_archive_is_enough(tmp_path):
     pytest.importorskip("tensorflow_datasets")
     batches = random_batches("cifar10")
     write_binary("cifar10", tmp_path, batches)
-    for found, (images, labels) in zip(js.datasets.load("cifar10", tmp_path), expected(batches), strict=True):
-        np.testing.assert_array_equal(found.images, images)
-        np.testing.assert_array_equal(found.labels, labels)
+    for result, (images, labels) in zip(js.datasets.load("cifar10", tmp_path), expected(batches), strict=True):
+        np.testing.assert_array_equal(result.images, images)
+        np.testing.assert_array_equal(result.labels, labels)
 
 
 def test_what_can_not_be_fetched_is_told(tmp_path, monkeypatch):

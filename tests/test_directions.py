@@ -24,9 +24,9 @@ def filters(leaf, axis):
     return [np.asarray(f) for f in np.moveaxis(np.asarray(leaf), axis, 0)]
 
 
-@pytest.mark.parametrize(("params", "axis", "given"), [(PARAMS, -1, None), (TORCH, 0, 0), (PARAMS, 0, 0)])
-def test_every_filter_has_the_norm_of_its_counterpart(params, axis, given):
-    for direction in js.random_directions(1, params, filter_axis=given):
+@pytest.mark.parametrize(("params", "axis", "filter_axis"), [(PARAMS, -1, None), (TORCH, 0, 0), (PARAMS, 0, 0)])
+def test_every_filter_has_the_norm_of_its_counterpart(params, axis, filter_axis):
+    for direction in js.random_directions(1, params, filter_axis=filter_axis):
         for d, w in zip(jax.tree.leaves(direction), jax.tree.leaves(params), strict=True):
             if w.ndim > 1:
                 for one, other in zip(filters(d, axis), filters(w, axis), strict=True):

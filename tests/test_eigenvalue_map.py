@@ -30,8 +30,14 @@ def directions():
 
 
 def mapped(**options):
-    given = {"directions": directions(), "grid": GRID, "tol": 1e-8, "max_matvecs": 300, "progress": False} | options
-    return js.eigenvalue_map(PARAMS, loss_fn, DATA, **given)
+    all_options = {
+        "directions": directions(),
+        "grid": GRID,
+        "tol": 1e-8,
+        "max_matvecs": 300,
+        "progress": False,
+    } | options
+    return js.eigenvalue_map(PARAMS, loss_fn, DATA, **all_options)
 
 
 def dense(coords, data=DATA):
@@ -74,10 +80,10 @@ def test_a_plane_never_exceeds_the_full_space(whole):
 
 
 def test_the_plane_alone(whole):
-    found = js.plane_hessian(PARAMS, loss_fn, DATA, directions=directions(), grid=GRID, progress=False)
-    assert set(found) == {"plane_hessian", "plane_min_eigenvalue", "plane_max_eigenvalue"}
-    for name in found:
-        np.testing.assert_allclose(found[name], whole[name], rtol=1e-12)
+    result = js.plane_hessian(PARAMS, loss_fn, DATA, directions=directions(), grid=GRID, progress=False)
+    assert set(result) == {"plane_hessian", "plane_min_eigenvalue", "plane_max_eigenvalue"}
+    for name in result:
+        np.testing.assert_allclose(result[name], whole[name], rtol=1e-12)
 
 
 def test_second_differences_of_the_surface_are_the_planes_hessian(whole):
@@ -86,26 +92,26 @@ def test_second_differences_of_the_surface_are_the_planes_hessian(whole):
     z = js.surface(PARAMS, loss_fn, DATA, directions=directions(), grid=grid, progress=False).loss.values
     mixed = (z[2, 2] - z[2, 0] - z[0, 2] + z[0, 0]) / 4
     expected = np.array([[z[0, 1] - 2 * z[1, 1] + z[2, 1], mixed], [mixed, z[1, 0] - 2 * z[1, 1] + z[1, 2]]]) / step**2
-    found = whole.sel(alpha=0, beta=0).plane_hessian
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    result = whole.sel(alpha=0, beta=0).plane_hessian
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 4), (8, 1)])
 def test_devices_do_not_matter(whole, shape):
     mesh = Mesh(np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape), ("points", "data"))
-    found = mapped(mesh=mesh)
+    result = mapped(mesh=mesh)
     for name in ("min_eigenvalue", "max_eigenvalue", "plane_hessian"):
-        np.testing.assert_allclose(found[name], whole[name], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(result[name], whole[name], rtol=1e-9, atol=1e-12)
     if shape[1] == 1:
-        xr.testing.assert_identical(found.drop_attrs(), whole.drop_attrs())
+        xr.testing.assert_identical(result.drop_attrs(), whole.drop_attrs())
 
 
 def test_params_that_are_tied_to_a_device(whole):
     tied = jax.device_put(PARAMS, jax.devices()[3])
-    found = js.eigenvalue_map(
+    result = js.eigenvalue_map(
         tied, loss_fn, DATA, directions=directions(), grid=GRID, tol=1e-8, max_matvecs=300, progress=False
     )
-    xr.testing.assert_identical(found.drop_attrs(), whole.drop_attrs())
+    xr.testing.assert_identical(result.drop_attrs(), whole.drop_attrs())
 
 
 def test_extremes_that_cross_along_the_way():
@@ -122,11 +128,11 @@ def test_extremes_that_cross_along_the_way():
     along = {"s": jnp.ones((1, 1)), "w": jnp.zeros((1, len(middle)))}
     grid = js.Grid.line(0, 1, 4)
     options = {"directions": [along], "grid": grid, "ignore": lambda path, leaf: leaf.size == 1, "progress": False}
-    found = js.eigenvalue_map(params, loss, jnp.ones(2), **options)
-    assert found.converged.all()
+    result = js.eigenvalue_map(params, loss, jnp.ones(2), **options)
+    assert result.converged.all()
     for i, s in enumerate(grid.axes[0]):
         ends = np.sort(spectrum(s))[[0, -1]]
-        np.testing.assert_allclose([found.min_eigenvalue[i], found.max_eigenvalue[i]], ends, rtol=1e-2)
+        np.testing.assert_allclose([result.min_eigenvalue[i], result.max_eigenvalue[i]], ends, rtol=1e-2)
 
 
 def test_points_do_not_depend_on_their_neighbours(whole):
@@ -136,19 +142,19 @@ def test_points_do_not_depend_on_their_neighbours(whole):
 
 
 def test_a_subset_is_seeded_and_told():
-    found = mapped(subset=10, seed=3)
+    result = mapped(subset=10, seed=3)
     rows = np.sort(np.random.default_rng(3).choice(23, 10, replace=False))
     values = np.linalg.eigvalsh(dense((0.0, 0.0), tuple(x[rows] for x in DATA)))
-    np.testing.assert_allclose(found.max_eigenvalue.sel(alpha=0, beta=0), values[-1], rtol=1e-8)
-    assert found.attrs["subset"] == "10 examples drawn with seed 3"
-    assert found.attrs["num_examples"] == 10
+    np.testing.assert_allclose(result.max_eigenvalue.sel(alpha=0, beta=0), values[-1], rtol=1e-8)
+    assert result.attrs["subset"] == "10 examples drawn with seed 3"
+    assert result.attrs["num_examples"] == 10
 
 
 def test_without_biases():
-    found = mapped(ignore="bias_norm")
-    kept = np.concatenate([np.full(leaf.size, leaf.ndim > 1) for leaf in jax.tree.leaves(PARAMS)])
-    values = np.linalg.eigvalsh(dense((1.0, 1.0))[np.ix_(kept, kept)])
-    np.testing.assert_allclose(found.min_eigenvalue.sel(alpha=1, beta=1), values[0], rtol=1e-8)
+    result = mapped(ignore="bias_norm")
+    takes_part = np.concatenate([np.full(leaf.size, leaf.ndim > 1) for leaf in jax.tree.leaves(PARAMS)])
+    values = np.linalg.eigvalsh(dense((1.0, 1.0))[np.ix_(takes_part, takes_part)])
+    np.testing.assert_allclose(result.min_eigenvalue.sel(alpha=1, beta=1), values[0], rtol=1e-8)
 
 
 def test_what_is_not_finite_or_not_converged_is_counted():
@@ -159,33 +165,33 @@ def test_what_is_not_finite_or_not_converged_is_counted():
     direction = jax.tree.map(jnp.zeros_like, PARAMS)
     direction["layer0"]["bias"] = direction["layer0"]["bias"].at[0].set(1.0)
     grid = js.Grid.line(0, 1, 4)
-    found = js.eigenvalue_map(PARAMS, steep, DATA, directions=direction, grid=grid, max_matvecs=5, progress=False)
-    assert found.attrs["nonfinite_points"] == np.isnan(found.max_eigenvalue).sum() == 1
-    assert found.attrs["unconverged_points"] == 3
-    assert not found.converged.any()
-    assert np.isnan(found.plane_max_eigenvalue[-1])
+    result = js.eigenvalue_map(PARAMS, steep, DATA, directions=direction, grid=grid, max_matvecs=5, progress=False)
+    assert result.attrs["nonfinite_points"] == np.isnan(result.max_eigenvalue).sum() == 1
+    assert result.attrs["unconverged_points"] == 3
+    assert not result.converged.any()
+    assert np.isnan(result.plane_max_eigenvalue[-1])
 
 
 def test_a_killed_map_goes_on(tmp_path, whole, monkeypatch):
-    path, seen = tmp_path / "map.zarr", []
+    path, blocks = tmp_path / "map.zarr", []
     one = Mesh(np.array(jax.devices()[:1]), ("points",))
     plain = Store.write
 
     def dies(self, rows, values):
-        if seen:
+        if blocks:
             raise KeyboardInterrupt
         plain(self, rows, values)
-        seen.append(rows)
+        blocks.append(rows)
 
     monkeypatch.setattr(Store, "write", dies)
     with pytest.raises(KeyboardInterrupt):
         mapped(store=path, mesh=one)
-    monkeypatch.setattr(Store, "write", lambda self, rows, values: (seen.append(rows), plain(self, rows, values)))
-    found = mapped(store=path, mesh=one)
-    assert [(s.start, s.stop) for s in seen] == [(0, 8), (8, 12)]  # nothing was computed twice
-    xr.testing.assert_identical(found.drop_attrs(), whole.drop_attrs())
+    monkeypatch.setattr(Store, "write", lambda self, rows, values: (blocks.append(rows), plain(self, rows, values)))
+    result = mapped(store=path, mesh=one)
+    assert [(s.start, s.stop) for s in blocks] == [(0, 8), (8, 12)]  # nothing was computed twice
+    xr.testing.assert_identical(result.drop_attrs(), whole.drop_attrs())
     again = mapped(store=path, mesh=one)
-    assert len(seen) == 2
+    assert len(blocks) == 2
     xr.testing.assert_identical(again.drop_attrs(), whole.drop_attrs())
 
 
@@ -291,12 +297,12 @@ np.savez(f"{out}/{index}.npz", one=one.max_eigenvalue, end=ends.max_eigenvalue, 
 @pytest.mark.slow
 def test_several_processes_give_the_same_everywhere(tmp_path, whole):
     processes = launch(2, tmp_path, WORKER)
-    told = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
+    output = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], output
     for i in range(2):
-        found = np.load(tmp_path / f"{i}.npz")
+        result = np.load(tmp_path / f"{i}.npz")
         for name in ("min_eigenvalue", "max_eigenvalue", "num_matvecs", "plane_hessian"):
-            np.testing.assert_array_equal(found[name], whole[name])
-            np.testing.assert_array_equal(found[f"stored_{name}"], whole[name])
-        np.testing.assert_allclose(found["one"][0], found["end"], rtol=1e-7)
-        assert "tol is 1e-08 there and 0.01 here" in str(found["refused"])
+            np.testing.assert_array_equal(result[name], whole[name])
+            np.testing.assert_array_equal(result[f"stored_{name}"], whole[name])
+        np.testing.assert_allclose(result["one"][0], result["end"], rtol=1e-7)
+        assert "tol is 1e-08 there and 0.01 here" in str(result["refused"])

@@ -67,8 +67,8 @@ def test_batches_hold_every_example_once(examples, batch_size, shares):
     batches, sizes = stack_batches(np.arange(examples), batch_size, shares)
     assert batches.shape[1] <= batch_size
     assert len(batches) % shares == 0
-    kept = np.concatenate([batch[:size] for batch, size in zip(batches, sizes, strict=True)])
-    np.testing.assert_array_equal(kept, np.arange(examples))
+    examples_in_batches = np.concatenate([batch[:size] for batch, size in zip(batches, sizes, strict=True)])
+    np.testing.assert_array_equal(examples_in_batches, np.arange(examples))
     assert sum(1 for size in sizes if size) * batches.shape[1] - examples < len(sizes)  # little is padded
 
 
@@ -289,16 +289,16 @@ np.savez(f"{out}/{index}.npz", devices=jax.device_count(), **losses)
 @pytest.mark.parametrize("num", [2, 4])
 def test_several_processes_give_the_same_everywhere(num, tmp_path):
     processes = launch(num, tmp_path, WORKER)
-    told = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * num, told
+    output = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * num, output
     one = plane()
     for i in range(num):
-        found = np.load(tmp_path / f"{i}.npz")
-        assert found["devices"] == 2 * num
-        np.testing.assert_allclose(found["exact"], one.loss, rtol=1e-12)
-        np.testing.assert_allclose(found["stored"], one.loss, rtol=1e-12)
-        np.testing.assert_allclose(found["shared"], one.loss, rtol=1e-12)
-        np.testing.assert_array_equal(found["rough"], np.load(tmp_path / "0.npz")["rough"])
+        result = np.load(tmp_path / f"{i}.npz")
+        assert result["devices"] == 2 * num
+        np.testing.assert_allclose(result["exact"], one.loss, rtol=1e-12)
+        np.testing.assert_allclose(result["stored"], one.loss, rtol=1e-12)
+        np.testing.assert_allclose(result["shared"], one.loss, rtol=1e-12)
+        np.testing.assert_array_equal(result["rough"], np.load(tmp_path / "0.npz")["rough"])
 
 
 @pytest.mark.slow
@@ -306,13 +306,13 @@ def test_a_process_that_dies_ends_the_others_with_an_error(tmp_path):
     code = WORKER.replace("exact =", "if index == 1: import os; os._exit(9)\nexact =", 1)
     start = time.perf_counter()
     processes = launch(2, tmp_path, code)
-    told = [process.communicate(timeout=200)[0] for process in processes]
+    output = [process.communicate(timeout=200)[0] for process in processes]
     assert processes[1].returncode == 9
     assert processes[0].returncode != 0
     assert time.perf_counter() - start < 120
-    assert any(word in told[0] for word in ("Connection closed", "heartbeat", "unhealthy", "Gloo", "died")), told[0][
-        -2000:
-    ]
+    assert any(word in output[0] for word in ("Connection closed", "heartbeat", "unhealthy", "Gloo", "died")), output[
+        0
+    ][-2000:]
 
 
 def test_no_warning_without_need():

@@ -12,17 +12,18 @@ from jaxscape.linalg import _ritz as ritz
 from jaxscape.linalg import lanczos
 
 NEAR = np.linspace(0, 1e-3, 10)
+# Most have 50 values, so that the programs of one serve the others.
 SPECTRA = {
     "positive definite": np.linspace(1, 10, 50),
     "negative definite": np.linspace(-10, -1, 50),
-    "clustered ends": np.concatenate([NEAR, np.linspace(2, 3, 20), 9 - NEAR]),
-    "multiple": np.repeat([-2.0, 1.0, 3.0], [5, 20, 5]),
-    "rank 1": np.concatenate([[5.0], np.zeros(40)]),
-    "rank 1, negative": np.concatenate([[-5.0], np.zeros(40)]),
-    "zero": np.zeros(20),
-    "identity": np.ones(20),
-    "tiny negative end": np.concatenate([[-1e-3], np.linspace(0, 100, 60)]),
-    "spread": np.geomspace(1e-8, 1, 60),
+    "clustered ends": np.concatenate([NEAR, np.linspace(2, 3, 30), 9 - NEAR]),
+    "multiple": np.repeat([-2.0, 1.0, 3.0], [5, 40, 5]),
+    "rank 1": np.concatenate([[5.0], np.zeros(49)]),
+    "rank 1, negative": np.concatenate([[-5.0], np.zeros(49)]),
+    "zero": np.zeros(50),
+    "identity": np.ones(50),
+    "tiny negative end": np.concatenate([[-1e-3], np.linspace(0, 100, 49)]),
+    "spread": np.geomspace(1e-8, 1, 50),
     "one": np.array([2.0]),
     "two": np.array([-1.0, 3.0]),
     "three": np.array([-1.0, 0.0, 3.0]),
@@ -44,29 +45,29 @@ def both_ends(spectrum, tol=1e-6, max_matvecs=400, **options):
 @pytest.mark.parametrize("name", SPECTRA)
 def test_both_ends_of_given_spectra(name, max_basis):
     spectrum, tol = SPECTRA[name], 1e-6
-    a, found = both_ends(spectrum, tol, max_basis=max_basis)
+    a, result = both_ends(spectrum, tol, max_basis=max_basis)
     norm = np.abs(spectrum).max()
-    assert found.num_matvecs <= 400
+    assert result.num_matvecs <= 400
     for value, residual, vector, true in (
-        (found.min_eigenvalue, found.min_residual, found.min_eigenvector, spectrum.min()),
-        (found.max_eigenvalue, found.max_residual, found.max_eigenvector, spectrum.max()),
+        (result.min_eigenvalue, result.min_residual, result.min_eigenvector, spectrum.min()),
+        (result.max_eigenvalue, result.max_residual, result.max_eigenvector, spectrum.max()),
     ):
         np.testing.assert_allclose(jnp.linalg.norm(vector), 1, rtol=1e-12)
         np.testing.assert_allclose(jnp.linalg.norm(a @ vector - value * vector), residual, atol=1e-14 * norm + 1e-300)
         assert np.abs(spectrum - value).min() <= residual + 1e-13 * norm  # an eigenvalue is that near
-        if found.converged:
+        if result.converged:
             assert abs(value - true) <= tol * abs(true) + 1e-14 * norm
     if name not in ("spread", "clustered ends"):
-        assert found.converged
+        assert result.converged
 
 
 def test_what_is_not_converged_says_so():
     spectrum = SPECTRA["spread"]
-    _, found = both_ends(spectrum, max_matvecs=12)
-    assert not found.converged
-    assert found.num_matvecs == 12
-    assert found.min_residual > 1e-6 * abs(found.min_eigenvalue)
-    assert found.min_eigenvalue >= spectrum.min()  # Ritz values lie inside
+    _, result = both_ends(spectrum, max_matvecs=12)
+    assert not result.converged
+    assert result.num_matvecs == 12
+    assert result.min_residual > 1e-6 * abs(result.min_eigenvalue)
+    assert result.min_eigenvalue >= spectrum.min()  # Ritz values lie inside
 
 
 def test_few_vectors_find_what_many_find():
@@ -81,11 +82,9 @@ def test_few_vectors_find_what_many_find():
 
 def test_a_basis_larger_than_a_block_is_combined_block_by_block(monkeypatch):
     monkeypatch.setattr(krylov, "_COLUMNS", 7)
-    jax.clear_caches()
-    _, found = both_ends(SPECTRA["positive definite"], max_basis=8)
-    jax.clear_caches()
-    assert found.converged
-    np.testing.assert_allclose([found.min_eigenvalue, found.max_eigenvalue], [1, 10], rtol=1e-10)
+    _, result = both_ends(np.linspace(1, 10, 51), max_basis=8)  # no other test has compiled programs for 51 values
+    assert result.converged
+    np.testing.assert_allclose([result.min_eigenvalue, result.max_eigenvalue], [1, 10], rtol=1e-10)
 
 
 def test_under_jit_it_is_the_same():
@@ -110,9 +109,9 @@ def test_pytrees_of_several_dtypes():
     def matvec(v):
         return ravel_pytree(like)[1](a @ ravel_pytree(v)[0])
 
-    found = lanczos(matvec, like, key=jax.random.key(0), tol=1e-4)
-    np.testing.assert_allclose([found.min_eigenvalue, found.max_eigenvalue], [-3, 7], rtol=1e-5)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), found.min_eigenvector) == jax.tree.map(
+    result = lanczos(matvec, like, key=jax.random.key(0), tol=1e-4)
+    np.testing.assert_allclose([result.min_eigenvalue, result.max_eigenvalue], [-3, 7], rtol=1e-5)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), result.min_eigenvector) == jax.tree.map(
         lambda x: (x.shape, x.dtype), like
     )
 
@@ -123,14 +122,14 @@ def test_several_pairs_against_scipy(which):
     spectrum = np.concatenate([rng.normal(size=200), [9, 8, 7, -6, -8.5]])
     a, num = matrix(spectrum), 4
     first = jnp.asarray(rng.normal(size=len(a)))
-    found = krylov.krylov(
+    result = krylov.krylov(
         lambda v: a @ v, first, jax.random.key(0), ritz.Goal(num, which, 1e-9), max_matvecs=300, max_basis=20
     )
     expected, vectors = scipy.sparse.linalg.eigsh(np.asarray(a), num, which=which)
-    order, theirs = np.argsort(found.values), np.argsort(expected)
-    assert found.converged.all()
-    np.testing.assert_allclose(found.values[order], expected[theirs], rtol=1e-10)
-    overlap = np.abs(np.sum(np.asarray(found.vectors[order]) * vectors[:, theirs].T, axis=1))
+    order, theirs = np.argsort(result.values), np.argsort(expected)
+    assert result.converged.all()
+    np.testing.assert_allclose(result.values[order], expected[theirs], rtol=1e-10)
+    overlap = np.abs(np.sum(np.asarray(result.vectors[order]) * vectors[:, theirs].T, axis=1))
     np.testing.assert_allclose(overlap, 1, rtol=1e-10)
 
 
@@ -172,11 +171,11 @@ def ends_of(spectrum, seed, tol, start=None):
     return lanczos(lambda v: diagonal(spectrum, v), spectrum, start=start, **options)
 
 
-def missed(spectrum, found, tol):
+def missed(spectrum, result, tol):
     """How many ends are called converged where an eigenvalue lies farther out than the tolerance."""
     true = np.array([spectrum.min(), spectrum.max()])
-    apart = np.abs(np.array([found.min_eigenvalue, found.max_eigenvalue]) - true)
-    return int(found.converged) * int((apart > tol * np.abs(true)).sum())
+    apart = np.abs(np.array([result.min_eigenvalue, result.max_eigenvalue]) - true)
+    return int(result.converged) * int((apart > tol * np.abs(true)).sum())
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -196,8 +195,8 @@ def test_200_random_crossings():
     wrong = converged = 0
     for seed in range(200):
         spectrum, start = crossing(seed, np.exp(rng.uniform(np.log(0.02), 0, 2)))
-        found = ends_of(spectrum.astype(jnp.float32), seed, 1e-2, start.astype(jnp.float32))
-        wrong, converged = wrong + missed(spectrum, found, 1e-2), converged + int(found.converged)
+        result = ends_of(spectrum.astype(jnp.float32), seed, 1e-2, start.astype(jnp.float32))
+        wrong, converged = wrong + missed(spectrum, result, 1e-2), converged + int(result.converged)
     assert wrong == 0
     assert converged == 200
 
@@ -217,9 +216,9 @@ def test_starts_from_the_middle_miss_nothing():
     spectrum = SPECTRA["positive definite"]
     deficient = jnp.linalg.eigh(matrix(spectrum))[1][:, 25]  # of a space in which the other eigenvectors are not
     for start in (deficient, jnp.zeros(len(spectrum))):
-        _, found = both_ends(spectrum, start=start)
-        assert found.converged
-        np.testing.assert_allclose([found.min_eigenvalue, found.max_eigenvalue], [1, 10], rtol=1e-8)
+        _, result = both_ends(spectrum, start=start)
+        assert result.converged
+        np.testing.assert_allclose([result.min_eigenvalue, result.max_eigenvalue], [1, 10], rtol=1e-8)
 
 
 def test_a_start_makes_residuals_small_sooner():
@@ -242,11 +241,11 @@ def test_none_of_several_pairs_is_missed(which):
         jax.random.normal(jax.random.key(1), spectrum.shape, spectrum.dtype),
         ritz.Goal(len(best), which, 1e-3),
     )
-    found = krylov.krylov(
+    result = krylov.krylov(
         lambda v: diagonal(spectrum, v), noise, jax.random.key(0), goal, max_matvecs=200, max_basis=20, start=start
     )
-    assert found.converged.all()
-    np.testing.assert_allclose(found.values, best, rtol=1e-3)
+    assert result.converged.all()
+    np.testing.assert_allclose(result.values, best, rtol=1e-3)
 
 
 @pytest.mark.parametrize("steps", [3, 9, 25])
@@ -263,10 +262,10 @@ def test_the_growth_is_that_of_every_eigenvector(steps):
     rows = np.vstack([np.asarray(space.basis)[: int(space.size)], space.vector])
     expected = np.log(np.linalg.norm(rows, axis=0) / np.abs(first))
     pairs = ritz.ritz_pairs(space, 2, "BE")
-    found = ritz.log_growth(space, pairs, spectrum)
+    result = ritz.log_growth(space, pairs, spectrum)
     apart = np.abs(np.asarray(spectrum)[:, None] - pairs.values[: int(space.size)]).min(1) > 1e-4
     assert apart.sum() >= 100  # a Ritz value that is an eigenvalue to rounding leaves no digit of the difference
-    np.testing.assert_allclose(found[apart], expected[apart], atol=1e-7)
+    np.testing.assert_allclose(result[apart], expected[apart], atol=1e-7)
 
 
 def test_the_key_decides():
@@ -276,9 +275,9 @@ def test_the_key_decides():
 
 
 def test_not_a_number_is_never_converged():
-    found = lanczos(lambda v: v * jnp.nan, jnp.zeros(5), key=jax.random.key(0))
-    assert not found.converged
-    assert np.isnan(found.max_eigenvalue)
+    result = lanczos(lambda v: v * jnp.nan, jnp.zeros(5), key=jax.random.key(0))
+    assert not result.converged
+    assert np.isnan(result.max_eigenvalue)
 
 
 @pytest.mark.parametrize(
@@ -310,14 +309,14 @@ def test_quadrature_is_exact_for_polynomials():
 def test_quadrature_of_all_vectors_has_the_whole_spectrum():
     spectrum = SPECTRA["multiple"]
     a = matrix(spectrum)
-    nodes, weights = krylov.quadrature(lambda v: a @ v, jnp.ones(30), jax.random.key(0), 100)
+    nodes, weights = krylov.quadrature(lambda v: a @ v, jnp.ones(50), jax.random.key(0), 100)
     np.testing.assert_allclose(nodes, spectrum, atol=1e-10)
     np.testing.assert_allclose(weights.sum(), 1, rtol=1e-12)
 
 
 def test_nan_is_told_at_once():
-    found = lanczos(lambda v: v * jnp.nan, jnp.zeros(50), key=jax.random.key(0))
-    assert np.isnan(found.max_eigenvalue)
-    assert np.isnan(found.min_residual)
-    assert not found.converged
-    assert found.num_matvecs <= 4
+    result = lanczos(lambda v: v * jnp.nan, jnp.zeros(50), key=jax.random.key(0))
+    assert np.isnan(result.max_eigenvalue)
+    assert np.isnan(result.min_residual)
+    assert not result.converged
+    assert result.num_matvecs <= 4

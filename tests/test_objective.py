@@ -285,8 +285,8 @@ def test_the_hessian_of_a_weighted_mean_equals_the_dense_one():
 
     expected = jax.jit(jax.hessian(mean))(params["a"]).reshape(3, 3)
     hessian = js.hvp(weighted, params, data, batch_size=8)
-    found = np.stack([hessian({"a": jnp.eye(3)[:, i : i + 1]})["a"][:, 0] for i in range(3)])
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    result = np.stack([hessian({"a": jnp.eye(3)[:, i : i + 1]})["a"][:, 0] for i in range(3)])
+    np.testing.assert_allclose(result, expected, rtol=1e-12)
 
 
 def test_tokens_of_a_sequence(tmp_path):
@@ -701,9 +701,9 @@ def test_everything_runs_inside_a_users_mesh(kind):
         results["inside"] = numbers(sharded, loss)
         surface = js.surface(sharded, constrained, data, directions=[sharded], grid=GRID, progress=False).loss.values
     np.testing.assert_allclose(surface, expected["surface"], rtol=1e-12)
-    for found in results.values():
+    for result in results.values():
         for name, value in expected.items():
-            np.testing.assert_allclose(found[name], value, rtol=1e-10, atol=1e-13, err_msg=name)
+            np.testing.assert_allclose(result[name], value, rtol=1e-10, atol=1e-13, err_msg=name)
 
 
 def test_a_loss_that_updates_state_runs_as_under_jit():
@@ -735,8 +735,8 @@ def test_params_data_and_closed_over_arrays_on_different_devices():
 
     expected = losses(lambda p, x: {"loss": 2 * ((x @ p["w"]) ** 2).sum(-1), "weight": x[:, 0]}).loss
     for options in ({}, {"rtol": 0.1}):
-        found = js.surface(params, loss, data, directions=[PARAMS], grid=GRID, progress=False, **options)
-        np.testing.assert_allclose(found.loss, expected, rtol=1e-12)
+        result = js.surface(params, loss, data, directions=[PARAMS], grid=GRID, progress=False, **options)
+        np.testing.assert_allclose(result.loss, expected, rtol=1e-12)
     js.hvp(loss, params, data)(PARAMS)
 
 

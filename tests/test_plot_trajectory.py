@@ -59,8 +59,8 @@ def test_other_planes_say_what_each_axis_captures():
     ax = plot.trajectory(result)
     assert ax.get_xlabel().endswith("(random direction 1, filter-normalized): 0.032 %")
     assert ax.get_ylabel().endswith(": 0.0 %")
-    told = path(directions="solution", axis_labels="end to start | random direction")
-    assert plot.trajectory(told).get_xlabel() == "end to start: 71.2 %"
+    solution = path(directions="solution", axis_labels="end to start | random direction")
+    assert plot.trajectory(solution).get_xlabel() == "end to start: 71.2 %"
 
 
 def test_checkpoints_outside_or_not_finite_are_counted():

@@ -52,18 +52,18 @@ def test_tensorboard_has_the_tables(copy):
     shutil.rmtree(copy / "checkpoints" / "3")
     train.train(CONFIG, copy, resume=True, progress=False, tensorboard=True)
     content = b"".join(path.read_bytes() for path in (copy / "tensorboard").iterdir())
-    found = {}
+    result = {}
     while content:  # length, checksum, event, checksum
         length = int.from_bytes(content[:8], "little")
         event, content = Event.FromString(content[12 : 12 + length]), content[16 + length :]
-        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        result |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
     for name in ("metrics", "weight_norms"):
         row = runs.read_table(copy / f"{name}.csv")[-1]
         for column, value in row.items():
             if column != "epoch":
                 tag = re.sub(r"[^-/\w.]", "_", f"{name}/{column}").lstrip("/")  # as TensorBoard wants it
-                assert found[tag, 3] == pytest.approx(value, rel=1e-5)
-    assert {step for _, step in found} == {3}
+                assert result[tag, 3] == pytest.approx(value, rel=1e-5)
+    assert {step for _, step in result} == {3}
 
 
 def test_without_tensorboardx_the_cure_is_told(tmp_path, monkeypatch):
@@ -93,13 +93,13 @@ np.savez(f"{out}/{num}-{index}.npz", *leaves, losses=[row["train_loss"] for row 
 def test_two_processes_train_as_one(tmp_path):
     for num in (2, 1):
         processes = launch(num, tmp_path, WORKER)
-        told = [process.communicate(timeout=500)[0] for process in processes]
-        assert [process.returncode for process in processes] == [0] * num, told
+        output = [process.communicate(timeout=500)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0] * num, output
     one = np.load(tmp_path / "1-0.npz")
     for i in range(2):
-        found = np.load(tmp_path / f"2-{i}.npz")
+        result = np.load(tmp_path / f"2-{i}.npz")
         for name in one:
-            np.testing.assert_allclose(found[name], one[name], rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(result[name], one[name], rtol=1e-4, atol=1e-6)
     assert (tmp_path / "2" / "metrics.csv").read_text().count("\n") == 4  # a header, and epochs 0, 1 and 2 once each
 
 
@@ -125,5 +125,5 @@ def test_one_device_goes_on_with_what_many_have_trained(run, copy):
     environment = os.environ | {"JAX_ENABLE_X64": "1", "JAX_NUM_CPU_DEVICES": "1"}
     command = [sys.executable, "train.py", *OPTIONS, "--out", str(copy), "--resume"]
     subprocess.run(command, cwd=os.path.dirname(train.__file__), env=environment, check=True, capture_output=True)
-    found = js.load_run(copy).variables
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, run.variables)
+    result = js.load_run(copy).variables
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), result, run.variables)

@@ -67,10 +67,10 @@ np.savez({str(tmp_path / "one.npz")!r}, *jax.tree.leaves(run.variables), *jax.tr
     root = os.path.dirname(train.__file__)
     environment = os.environ | {"JAX_ENABLE_X64": "1", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": root}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-    found = np.load(tmp_path / "one.npz")
+    result = np.load(tmp_path / "one.npz")
     expected = [*jax.tree.leaves(run.variables), *jax.tree.leaves(run.checkpoints.variables(0))]
-    assert len(found) == len(expected)
-    same([found[name] for name in found], expected)
+    assert len(result) == len(expected)
+    same([result[name] for name in result], expected)
 
 
 def test_datasets_are_those_of_the_run(run):

@@ -24,21 +24,21 @@ def reference_augmentation(image, top, left, mirror):
 
 def test_augmentation_crops_and_mirrors():
     images = np.random.default_rng(0).integers(1, 256, (400, 6, 5, 3)).astype(np.uint8)
-    found = np.asarray(augment(jax.random.key(0), jnp.asarray(images)))
-    assert found.dtype == np.uint8
-    seen = {}
-    for image, new in zip(images, found, strict=True):
+    result = np.asarray(augment(jax.random.key(0), jnp.asarray(images)))
+    assert result.dtype == np.uint8
+    counts = {}
+    for image, new in zip(images, result, strict=True):
         for choice in itertools.product(range(9), range(9), (False, True)):
             if np.array_equal(reference_augmentation(image, *choice), new):
-                seen[choice] = seen.get(choice, 0) + 1
+                counts[choice] = counts.get(choice, 0) + 1
                 break
         else:
             raise AssertionError("no crop and mirror gives this image")
     for axis in (0, 1):
-        assert {choice[axis] for choice in seen} == set(range(9))
-    mirrored = sum(count for choice, count in seen.items() if choice[2])
+        assert {choice[axis] for choice in counts} == set(range(9))
+    mirrored = sum(count for choice, count in counts.items() if choice[2])
     assert 150 < mirrored < 250  # of 400: within 5 standard deviations
-    assert not np.array_equal(found, augment(jax.random.key(1), jnp.asarray(images)))
+    assert not np.array_equal(result, augment(jax.random.key(1), jnp.asarray(images)))
 
 
 def start(options, devices=1, dtype=jnp.float64):
@@ -88,8 +88,8 @@ def test_a_batch_in_parts_has_the_mean_gradient():
     expected = jax.tree.map(
         lambda *s: sum(n * x for (n, _), x in zip(steps, s, strict=True)) / 31, *[x for _, x in steps]
     )
-    found = jax.tree.map(np.subtract, after.params, before.params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12), found, expected)
+    result = jax.tree.map(np.subtract, after.params, before.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12), result, expected)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), after.batch_stats, stats)
 
 

@@ -33,14 +33,14 @@ def test_steps_lie_between_the_epochs(stepped):
 @pytest.mark.parametrize(("dtype", "error"), [("float16", 2**-11), ("bfloat16", 2**-8)])
 def test_steps_in_16_bits_are_as_near_as_stated(stepped, dtype, error):
     first, exact = stepped.steps.variables(0), stepped.steps.variables(-1)
-    kept = from_vector(to_vector(exact, first, dtype), first)
+    rounded = from_vector(to_vector(exact, first, dtype), first)
 
     def near(a, b, c):
         rounding = 2**-24 * (np.abs(b - c) + np.abs(b))  # of the difference, and of the sum
         assert (np.abs(a - b) <= error * np.abs(b - c) + rounding + 3e-8).all()
 
-    jax.tree.map(near, kept, exact, first)
-    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), kept, exact)))
+    jax.tree.map(near, rounded, exact, first)
+    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), rounded, exact)))
     same(from_vector(to_vector(first, first, dtype), first), first)
 
 

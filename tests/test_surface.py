@@ -198,8 +198,8 @@ def test_params_and_data_are_arguments_of_one_compiled_program():
 def test_program_size_does_not_grow_with_points():
     (term,) = Objective.of(mlp_loss, PARAMS, DATA).terms
     program = engine.Program(term, PARAMS, DIRECTIONS.basis, engine.Load(8), mesh=devices(1))
-    given = np.zeros((program.capacity, 2)), np.array([1], np.int32), np.array([0, 3], np.int32)
-    compiled = program._run(False).lower(*program._operands, *given).compile().memory_analysis()
+    arguments = np.zeros((program.capacity, 2)), np.array([1], np.int32), np.array([0, 3], np.int32)
+    compiled = program._run(False).lower(*program._operands, *arguments).compile().memory_analysis()
     outputs = program.capacity * 3 * 5 * (8 + 4)  # batches x sums x (float64 loss, float32 accuracy)
     assert compiled.output_size_in_bytes < 2 * outputs
 
@@ -313,12 +313,12 @@ def test_a_killed_surface_goes_on(tmp_path, monkeypatch, loss):
     with pytest.raises(KeyboardInterrupt):
         js.surface(PARAMS, loss, DATA, store=tmp_path / "s.zarr", **options)
     monkeypatch.setattr(Store, "write", lambda self, rows, values: done.append(rows) or write(self, rows, values))
-    found = js.surface(PARAMS, loss, DATA, store=tmp_path / "s.zarr", **options)
+    resumed = js.surface(PARAMS, loss, DATA, store=tmp_path / "s.zarr", **options)
     assert done == [slice(0, 3), slice(3, 6), slice(6, 7)]  # 6 points and params itself, each block once
     again = js.surface(PARAMS, loss, DATA, store=tmp_path / "s.zarr", **options)
     assert len(done) == 3
-    assert list(found.data_vars) == list(plain.data_vars)
-    for result in (found, again):
+    assert list(resumed.data_vars) == list(plain.data_vars)
+    for result in (resumed, again):
         for name in plain.data_vars:
             np.testing.assert_allclose(result[name], plain[name], rtol=1e-12)
         assert result.attrs["center_loss"] == pytest.approx(plain.attrs["center_loss"], rel=1e-12)
@@ -327,8 +327,8 @@ def test_a_killed_surface_goes_on(tmp_path, monkeypatch, loss):
 
 def test_nan_points_are_kept(tmp_path):
     params = jax.tree.map(lambda x: x.at[..., 0].set(jnp.nan), PARAMS)
-    found = js.surface(params, mlp_loss, DATA, grid=GRID, store=tmp_path / "s.zarr", progress=False)
-    assert found.attrs["nonfinite_points"] == 6
+    result = js.surface(params, mlp_loss, DATA, grid=GRID, store=tmp_path / "s.zarr", progress=False)
+    assert result.attrs["nonfinite_points"] == 6
 
 
 def test_a_store_of_another_surface_is_refused(tmp_path):

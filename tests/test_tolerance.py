@@ -33,17 +33,17 @@ def sample(rng, n, total=500, k=2, noise=0.1):
     anchors = rng.normal(3, 2, (k, total)).astype(np.float32)
     y = (0.5 * anchors[0] - 2 * anchors[-1] + 7 + noise * rng.normal(size=total)).astype(np.float32)
     exact = np.array([True] * k + [False])
-    found = Sample(anchors, exact, np.array([[0, 1][:k]] * (k + 1)))
+    result = Sample(anchors, exact, np.array([[0, 1][:k]] * (k + 1)))
     order = rng.permutation(total)[:n]
     for rows in np.array_split(order, 3):  # in three rounds
-        found.add(np.array([k]), rows, y[None, rows])
-    found.solve(np.array([k]))
-    return anchors, y, order, found
+        result.add(np.array([k]), rows, y[None, rows])
+    result.solve(np.array([k]))
+    return anchors, y, order, result
 
 
 @pytest.mark.parametrize("n", [10, 100, 499])
 def test_regression_estimator_in_textbook_form(n):
-    anchors, y, order, found = sample(np.random.default_rng(n), n)
+    anchors, y, order, result = sample(np.random.default_rng(n), n)
     x = anchors.astype(np.float64)
     design = np.column_stack([np.ones(n), *x[:, order]])
     slopes, *_ = np.linalg.lstsq(design, y[order].astype(np.float64), rcond=None)
@@ -52,49 +52,49 @@ def test_regression_estimator_in_textbook_form(n):
     missed = x.mean(1) - x[:, order].mean(1)
     scatter = np.cov(x[:, order], ddof=1) * (n - 1)
     variance = residuals @ residuals / (n - 3) * (1 / n - 1 / 500 + missed @ np.linalg.solve(scatter, missed))
-    np.testing.assert_allclose(found.mean[2], mean, rtol=1e-6)
-    np.testing.assert_allclose(found.stderr[2], np.sqrt(variance), rtol=1e-4)
-    assert found.counts[2] == n
+    np.testing.assert_allclose(result.mean[2], mean, rtol=1e-6)
+    np.testing.assert_allclose(result.stderr[2], np.sqrt(variance), rtol=1e-4)
+    assert result.counts[2] == n
 
 
 def test_all_examples_are_exact_whatever_the_regression_says():
-    _, y, _, found = sample(np.random.default_rng(0), 500)
-    np.testing.assert_allclose(found.mean[2], y.mean(dtype=np.float64), rtol=1e-7)
-    assert found.stderr[2] == 0
+    _, y, _, result = sample(np.random.default_rng(0), 500)
+    np.testing.assert_allclose(result.mean[2], y.mean(dtype=np.float64), rtol=1e-7)
+    assert result.stderr[2] == 0
 
 
 def test_plain_mean_where_anchors_do_not_help():
     rng = np.random.default_rng(0)
     anchors = np.ones((1, 300), np.float32)  # constant: tells nothing
-    found = Sample(anchors, np.array([True, False]), np.array([[0], [0]]))
+    result = Sample(anchors, np.array([True, False]), np.array([[0], [0]]))
     y = rng.normal(5, 2, (1, 300)).astype(np.float32)
-    found.add(np.array([1]), np.arange(100), y[:, :100])
-    found.solve(np.array([1]))
-    np.testing.assert_allclose(found.mean[1], y[0, :100].mean(), rtol=1e-6)
-    np.testing.assert_allclose(found.stderr[1], y[0, :100].std(ddof=1) * np.sqrt(1 / 100 - 1 / 300), rtol=1e-6)
+    result.add(np.array([1]), np.arange(100), y[:, :100])
+    result.solve(np.array([1]))
+    np.testing.assert_allclose(result.mean[1], y[0, :100].mean(), rtol=1e-6)
+    np.testing.assert_allclose(result.stderr[1], y[0, :100].std(ddof=1) * np.sqrt(1 / 100 - 1 / 300), rtol=1e-6)
 
 
 def test_examples_for_inverts_the_standard_error():
-    *_, found = sample(np.random.default_rng(0), 100)
+    *_, result = sample(np.random.default_rng(0), 100)
     at = np.array([2])
-    np.testing.assert_allclose(found.examples_for(at, 0.0, found.stderr[2]), 100, rtol=1e-10)
-    np.testing.assert_allclose(found.examples_for(at, 0.0, found.stderr[2] / 2), 250, rtol=1e-10)  # not 400: N is 500
-    assert found.examples_for(at, 0.0, 0.0) == 500
+    np.testing.assert_allclose(result.examples_for(at, 0.0, result.stderr[2]), 100, rtol=1e-10)
+    np.testing.assert_allclose(result.examples_for(at, 0.0, result.stderr[2] / 2), 250, rtol=1e-10)  # not 400: N is 500
+    assert result.examples_for(at, 0.0, 0.0) == 500
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_not_finite_values_are_a_result(bad):
     anchors = np.random.default_rng(0).normal(size=(2, 50)).astype(np.float32)
     anchors[1, 3] = bad
-    found = Sample(anchors, np.array([True, True, False, False]), np.array([[0, 1]] * 4))
-    assert np.isnan(found.mean[1]) if np.isnan(bad) else found.mean[1] == bad
+    result = Sample(anchors, np.array([True, True, False, False]), np.array([[0, 1]] * 4))
+    assert np.isnan(result.mean[1]) if np.isnan(bad) else result.mean[1] == bad
     values = np.stack([anchors[0], anchors[0]])
     values[1, 7] = bad
-    found.add(np.array([2, 3]), np.arange(25), values[:, :25])
-    found.solve(np.array([2, 3]))
-    np.testing.assert_allclose(found.mean[2], anchors[0].mean(dtype=np.float64), rtol=1e-6)  # by the finite anchor
-    np.testing.assert_equal(found.mean[3], bad)
-    assert np.isnan(found.stderr[3])
+    result.add(np.array([2, 3]), np.arange(25), values[:, :25])
+    result.solve(np.array([2, 3]))
+    np.testing.assert_allclose(result.mean[2], anchors[0].mean(dtype=np.float64), rtol=1e-6)  # by the finite anchor
+    np.testing.assert_equal(result.mean[3], bad)
+    assert np.isnan(result.stderr[3])
 
 
 def test_huge_and_tiny_losses_side_by_side():
@@ -102,10 +102,10 @@ def test_huge_and_tiny_losses_side_by_side():
     base = rng.lognormal(size=400).astype(np.float32)
     anchors = np.stack([base, 1e20 * base])
     y = (3e10 * base * (1 + 0.01 * rng.normal(size=400))).astype(np.float32)
-    found = Sample(anchors, np.array([True, True, False]), np.array([[0, 1]] * 3))
-    found.add(np.array([2]), np.arange(200), y[None, :200])
-    found.solve(np.array([2]))
-    np.testing.assert_allclose(found.mean[2], y.mean(dtype=np.float64), rtol=5e-3)
+    result = Sample(anchors, np.array([True, True, False]), np.array([[0, 1]] * 3))
+    result.add(np.array([2]), np.arange(200), y[None, :200])
+    result.solve(np.array([2]))
+    np.testing.assert_allclose(result.mean[2], y.mean(dtype=np.float64), rtol=5e-3)
 
 
 # ---- anchors

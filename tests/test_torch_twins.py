@@ -42,10 +42,10 @@ def imported(net, tmp_path, dtype):
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), variables)
 
 
-def same(found, expected, rtol):
+def same(result, expected, rtol):
     """Leaf by leaf, relative to the largest entry of the leaf."""
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+    assert jax.tree.structure(result) == jax.tree.structure(expected)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(result), jax.tree.leaves(expected), strict=True):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         assert np.abs(a - b).max() <= rtol * max(np.abs(b).max(), 1e-6), jax.tree_util.keystr(path)
 

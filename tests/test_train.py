@@ -81,8 +81,8 @@ def test_weight_norms_are_kept(run):
 def test_divergence_names_the_last_good_checkpoint(tmp_path, capsys):
     options = [*NETWORK, "--epochs", "3", "--lr", "1e30", "--batch-size", "700"]
     assert train.main([*options, "--out", str(tmp_path / "run")]) == 3
-    told = capsys.readouterr().err
-    assert "diverged: a weight became NaN or infinite in epoch 1. The last good checkpoint, of epoch 0" in told
+    message = capsys.readouterr().err
+    assert "diverged: a weight became NaN or infinite in epoch 1. The last good checkpoint, of epoch 0" in message
     assert js.load_run(tmp_path / "run").checkpoints.epochs == (0,)
     assert [row["epoch"] for row in js.load_run(tmp_path / "run").metrics] == [0, 1]
 
@@ -111,9 +111,9 @@ def test_presets_are_listed_and_take_options(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(set(lines)) == 8
     assert all(line.endswith(": not begun") for line in lines)
-    asked, *_ = train.parse(["--preset", "paper-table2", "--dataset", "digits"])
-    assert [config.dataset for config, _ in asked] == ["digits"] * 7
-    assert len({path for _, path in asked}) == 7
+    runs_of_preset, *_ = train.parse(["--preset", "paper-table2", "--dataset", "digits"])
+    assert [config.dataset for config, _ in runs_of_preset] == ["digits"] * 7
+    assert len({path for _, path in runs_of_preset}) == 7
     assert {config.batch_size for config in PRESETS["paper-fig2"]} == {128, 8192}
 
 
@@ -156,8 +156,8 @@ def test_default_folder():
 
 
 def test_distributed_finds_its_peers_first(monkeypatch, tmp_path, capsys):
-    begun = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda: begun.append(1))
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda: calls.append(1))
     assert train.main(["--distributed", "--list", "--out", str(tmp_path / "run")]) == 0
-    assert begun == [1]
+    assert calls == [1]
     assert "not begun" in capsys.readouterr().out

@@ -41,8 +41,8 @@ def matrix(path):
 def equal_up_to_sign(directions, expected, atol=1e-8):
     assert len(directions) == len(expected)
     for direction, row in zip(directions, expected, strict=True):
-        found = flat(direction)
-        np.testing.assert_allclose(found * np.sign(found @ row), row, atol=atol)
+        result = flat(direction)
+        np.testing.assert_allclose(result * np.sign(result @ row), row, atol=atol)
 
 
 # ---- principal directions
@@ -55,10 +55,10 @@ def test_centered_at_the_mean_they_are_those_of_scikit_learn(num):
     expected = PCA().fit(matrix(path))
     equal_up_to_sign(directions, expected.components_[:num])
     np.testing.assert_allclose(ratio, expected.explained_variance_ratio_, atol=1e-8)
-    found = js.project(path, unflat(path, expected.mean_), directions)
+    result = js.project(path, unflat(path, expected.mean_), directions)
     scores = PCA(num).fit_transform(matrix(path))
     signs = np.sign([flat(d) @ row for d, row in zip(directions, expected.components_[:num], strict=True)])
-    np.testing.assert_allclose(found.coordinates * signs, scores, atol=1e-8)
+    np.testing.assert_allclose(result.coordinates * signs, scores, atol=1e-8)
 
 
 def unflat(path, vector):
@@ -196,8 +196,8 @@ def test_a_nan_in_an_ignored_leaf_does_not_matter():
     broken = jax.tree.map(lambda x: x, path[2])
     broken["layer1"]["bias"] = broken["layer1"]["bias"] * jnp.nan
     expected = js.pca_directions(path, ignore="bias_norm")[1]
-    found = js.pca_directions([*path[:2], broken, *path[3:]], ignore="bias_norm")[1]
-    np.testing.assert_array_equal(found, expected)
+    result = js.pca_directions([*path[:2], broken, *path[3:]], ignore="bias_norm")[1]
+    np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize("path", [walk(2), collinear()])
@@ -229,10 +229,10 @@ def test_projection_on_skewed_axes_is_exact():
     off = np.array([0.0, 0.7, 2.5])
     points = [unflat(path, origin + a * d0 + b * d1 + r * rest) for (a, b), r in zip(wanted, off, strict=True)]
     directions = [unflat(path, d0), unflat(path, d1)]
-    found = js.project(points, path[0], directions)
-    np.testing.assert_allclose(found.coordinates, wanted, atol=1e-12)
-    np.testing.assert_allclose(found.off_plane_distance, off, atol=1e-12)
-    np.testing.assert_allclose(found.distance, [np.linalg.norm(flat(p) - origin) for p in points], rtol=1e-12)
+    result = js.project(points, path[0], directions)
+    np.testing.assert_allclose(result.coordinates, wanted, atol=1e-12)
+    np.testing.assert_allclose(result.off_plane_distance, off, atol=1e-12)
+    np.testing.assert_allclose(result.distance, [np.linalg.norm(flat(p) - origin) for p in points], rtol=1e-12)
     # The original tool divides each inner product by the length of the axis (its "cos" projection): not so here.
     cosines = [[(flat(p) - origin) @ d / np.linalg.norm(d) for d in (d0, d1)] for p in points]
     assert np.abs(np.array(cosines) - wanted).max() > 1
@@ -243,13 +243,13 @@ def test_cosines_of_steps_and_shares_of_axes():
     origin, unit = flat(path[0]), d0 / np.linalg.norm(d0)
     ways = [0 * unit, 4 * unit, 4 * unit + 3 * rest, 4 * unit + 3 * rest, 1 * unit]
     points = [unflat(path, origin + way) for way in ways]
-    found = js.project(points, path[0], [unflat(path, d0), unflat(path, d1)])
-    np.testing.assert_allclose(found.step_cosine, [np.nan, 1, 0, np.nan, 3 / 18**0.5], atol=1e-12)
+    result = js.project(points, path[0], [unflat(path, d0), unflat(path, d1)])
+    np.testing.assert_allclose(result.step_cosine, [np.nan, 1, 0, np.nan, 3 / 18**0.5], atol=1e-12)
     total = sum(way @ way for way in ways)
     captured = 16 + 16 + 16 + 1
-    np.testing.assert_allclose(found.attrs["variance_captured"], captured / total, rtol=1e-12)
+    np.testing.assert_allclose(result.attrs["variance_captured"], captured / total, rtol=1e-12)
     np.testing.assert_allclose(
-        found.axis_variance, [captured / total, captured / total / 4], rtol=1e-12
+        result.axis_variance, [captured / total, captured / total / 4], rtol=1e-12
     )  # cos 60 = 1/2
 
 
@@ -258,32 +258,32 @@ def test_cosines_of_steps_and_shares_of_axes():
 def test_coordinates_directions_and_the_rest_give_back_each_checkpoint(center, num):
     path = walk()
     directions, ratio = js.pca_directions(path, num=num, center=center)
-    found = js.project(path, path[-1], directions)
-    np.testing.assert_array_equal(found.coordinates[-1], 0)
-    assert found.distance[-1] == found.off_plane_distance[-1] == 0
+    result = js.project(path, path[-1], directions)
+    np.testing.assert_array_equal(result.coordinates[-1], 0)
+    assert result.distance[-1] == result.off_plane_distance[-1] == 0
     basis = np.stack([flat(d) for d in directions])
     for i, point in enumerate(path):
-        rest = flat(point) - flat(path[-1]) - found.coordinates.values[i] @ basis
-        np.testing.assert_allclose(np.linalg.norm(rest), found.off_plane_distance[i], atol=1e-10)
+        rest = flat(point) - flat(path[-1]) - result.coordinates.values[i] @ basis
+        np.testing.assert_allclose(np.linalg.norm(rest), result.off_plane_distance[i], atol=1e-10)
         np.testing.assert_allclose(basis @ rest, 0, atol=1e-10)  # the shortest way to the plane
-        together = (found.coordinates.values[i] ** 2).sum() + float(found.off_plane_distance[i]) ** 2
-        np.testing.assert_allclose(together, found.distance[i] ** 2, atol=1e-10)
+        together = (result.coordinates.values[i] ** 2).sum() + float(result.off_plane_distance[i]) ** 2
+        np.testing.assert_allclose(together, result.distance[i] ** 2, atol=1e-10)
     if center == "last":
-        np.testing.assert_allclose(found.axis_variance, ratio[:num], atol=1e-10)
-        np.testing.assert_allclose(found.attrs["variance_captured"], ratio[:num].sum(), atol=1e-10)
+        np.testing.assert_allclose(result.axis_variance, ratio[:num], atol=1e-10)
+        np.testing.assert_allclose(result.attrs["variance_captured"], ratio[:num].sum(), atol=1e-10)
 
 
 def test_a_checkpoint_that_is_not_finite_is_counted_and_left_out():
     path = walk()
     directions, _ = js.pca_directions(path)
-    clean, found = (js.project(p, path[-1], directions) for p in (path, with_nan(path, 3)))
-    assert found.attrs["nonfinite_steps"] == 1
+    clean, result = (js.project(p, path[-1], directions) for p in (path, with_nan(path, 3)))
+    assert result.attrs["nonfinite_steps"] == 1
     assert clean.attrs["nonfinite_steps"] == 0
-    assert np.isnan(found.coordinates[3]).all()
-    assert np.isnan(found.step_cosine[3:5]).all()
+    assert np.isnan(result.coordinates[3]).all()
+    assert np.isnan(result.step_cosine[3:5]).all()
     keep = [0, 1, 2, 4, 5, 6]
-    np.testing.assert_array_equal(found.coordinates[keep], clean.coordinates[keep])
-    assert 0.5 < found.attrs["variance_captured"] <= 1
+    np.testing.assert_array_equal(result.coordinates[keep], clean.coordinates[keep])
+    assert 0.5 < result.attrs["variance_captured"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -360,11 +360,11 @@ def test_the_surface_is_that_of_the_directions(walked):
 def test_other_planes_origins_and_grids():
     path = small_walk()
     directions = js.random_directions(0, path[-1])
-    found = js.trajectory(path, mlp_loss, DATA, directions=directions, origin=path[0], points=3, progress=False)
+    result = js.trajectory(path, mlp_loss, DATA, directions=directions, origin=path[0], points=3, progress=False)
     expected = js.project(path, path[0], directions)
-    np.testing.assert_allclose(found.coordinates, expected.coordinates)
-    np.testing.assert_array_equal(found.coordinates[0], 0)
-    assert "explained_variance_ratio" not in found
+    np.testing.assert_allclose(result.coordinates, expected.coordinates)
+    np.testing.assert_array_equal(result.coordinates[0], 0)
+    assert "explained_variance_ratio" not in result
     line = js.trajectory(
         path, mlp_loss, DATA, directions=directions[:1], grid=js.Grid.line(-1, 1, 3), epochs=range(7), progress=False
     )
@@ -383,26 +383,28 @@ def test_a_random_plane_holds_little_of_a_path():
 
 
 def test_drops_are_marked_at_the_last_checkpoint_before_them():
-    found = js.trajectory(
+    result = js.trajectory(
         small_walk(), mlp_loss, DATA, points=3, epochs=[0, 1, 3, 5, 7, 9, 10], drops=[4, 9], progress=False
     )
-    np.testing.assert_array_equal(found.lr_drop, [False, False, True, False, False, True, False])
+    np.testing.assert_array_equal(result.lr_drop, [False, False, True, False, False, True, False])
 
 
 def test_a_nan_on_the_way_is_shown_in_a_given_plane():
     path = with_nan(small_walk(), 3)
-    found = js.trajectory(path, mlp_loss, DATA, directions=js.pca_directions(small_walk())[0], points=3, progress=False)
-    assert found.attrs["nonfinite_steps"] == 1
-    assert np.isnan([found.true_loss[3], found.in_plane_loss[3]]).all()
-    assert np.isfinite(found.true_loss.values[[0, 1, 2, 4, 5, 6]]).all()
+    result = js.trajectory(
+        path, mlp_loss, DATA, directions=js.pca_directions(small_walk())[0], points=3, progress=False
+    )
+    assert result.attrs["nonfinite_steps"] == 1
+    assert np.isnan([result.true_loss[3], result.in_plane_loss[3]]).all()
+    assert np.isfinite(result.true_loss.values[[0, 1, 2, 4, 5, 6]]).all()
 
 
 @pytest.mark.parametrize("path", [walk(1), [*walk(1), *walk(1), *walk(1)]])
 def test_a_path_that_does_not_move_in_a_given_plane(path):
-    found = js.trajectory(path, mlp_loss, DATA, directions=js.random_directions(0, path[0]), points=3, progress=False)
-    np.testing.assert_array_equal(found.coordinates, 0)
-    assert np.isfinite(found.loss).all()
-    assert np.isnan(found.attrs["variance_captured"])
+    result = js.trajectory(path, mlp_loss, DATA, directions=js.random_directions(0, path[0]), points=3, progress=False)
+    np.testing.assert_array_equal(result.coordinates, 0)
+    assert np.isfinite(result.loss).all()
+    assert np.isnan(result.attrs["variance_captured"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The command line on a stand-in for a trained run: what it computes, writes, prints and refuses."""
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import xarray as xr
 
 import jaxscape as js
-from jaxscape import cli
+from jaxscape import cli, plot
 from jaxscape.checkpoints import Checkpoints
 
 PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds"
@@ -87,6 +88,7 @@ def fake_load_run(path):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jaxscape.runs", SimpleNamespace(load_run=fake_load_run))
+    monkeypatch.setattr(plot, "save", functools.partial(plot.save, dpi=40))  # 200 take a second for each picture
     folder = tmp_path / "run"
     folder.mkdir()
     yield folder
@@ -379,7 +381,7 @@ def test_points_are_one_or_two_numbers(run, capsys, points):
 def test_cores_become_devices_unless_told_otherwise(before, expected):
     code = f"""
 import os, jax
-from jaxscape import cli
+from jaxscape import cli, plot
 {before}
 assert cli.main(["plot", "nowhere.zarr"]) == 2
 assert jax.device_count() == {expected}, jax.devices()

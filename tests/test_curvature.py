@@ -277,7 +277,9 @@ def test_trace_by_both_methods():
             *(
                 (result.trace - values.sum(), result.stderr)
                 for result in (
-                    js.hessian_trace(params, loss_fn, data, method=method, num_matvecs=num, key=k, progress=False)
+                    js.hessian_trace(
+                        params, loss_fn, data, method=method, num_matvecs=num, key=k, mesh=mesh(1), progress=False
+                    )
                     for k in range(8)
                 )
             ),
@@ -286,7 +288,7 @@ def test_trace_by_both_methods():
         scores = np.array(errors) / np.array(bars)
         assert np.abs(scores).max() < 4.5
         assert 0.3 < np.sqrt(np.mean(scores**2)) < 2.2
-    exact = js.hessian_trace(params, loss_fn, data, num_matvecs=3 * matrix.shape[0], progress=False)
+    exact = js.hessian_trace(params, loss_fn, data, num_matvecs=3 * matrix.shape[0], mesh=mesh(1), progress=False)
     np.testing.assert_allclose(exact.trace, values.sum(), rtol=1e-9)
     assert exact.stderr == 0
 
@@ -294,7 +296,7 @@ def test_trace_by_both_methods():
 def test_hutch_plus_plus_has_smaller_error_bars_than_hutchinson():
     _, loss_fn, params, data = problem("mlp")
     bars = [
-        js.hessian_trace(params, loss_fn, data, method=m, num_matvecs=60, progress=False).stderr
+        js.hessian_trace(params, loss_fn, data, method=m, num_matvecs=60, mesh=mesh(1), progress=False).stderr
         for m in ("hutch++", "hutchinson")
     ]
     assert bars[0] < 0.6 * bars[1]
@@ -330,7 +332,7 @@ def test_random_directions_have_the_mean_curvature():
     flat, unravel = ravel_pytree(params)
     u = jax.random.normal(jax.random.key(0), (400, len(flat)))
     u /= jnp.linalg.norm(u, axis=1, keepdims=True)
-    product = js.hvp(loss_fn, params, data)
+    product = jax.jit(js.hvp(loss_fn, params, data, mesh=mesh(1)))
     curvatures = np.array([d @ ravel_pytree(product(unravel(d)))[0] for d in u])
     np.testing.assert_allclose(curvatures, (np.asarray(u @ vectors) ** 2) @ values, rtol=1e-9)
     score = (curvatures.mean() - values.mean()) / (curvatures.std(ddof=1) / 20)

@@ -36,6 +36,7 @@ class _Known:
     slow_vmap: bool | None = None
 
 
+REMEMBERED = 64  # computations whose choice is kept
 _known: dict[Any, _Known] = {}
 
 
@@ -71,7 +72,7 @@ def choose_load(
     shapes = jax.tree.leaves(term.batch_like(examples))
     key = (term.traced(term.canonical).computation, mesh, tuple((x.shape, x.dtype) for x in shapes))
     known = _known.setdefault(key, _Known())
-    while len(_known) > 64:
+    while len(_known) > REMEMBERED:
         del _known[next(iter(_known))]
     if known.slow_vmap is None:
         known.slow_vmap = _has_slow_vmap(program(best))

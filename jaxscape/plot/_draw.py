@@ -103,11 +103,14 @@ KINDS: dict[str, Callable[[Axes, Field, Scale], str]] = {
 def thin_labels(axes: Iterable[Axes]) -> None:
     """Remove contour labels that touch another label or the frame; call it last, when the layout is final."""
     for ax in axes:
+        labels = [label for lines in ax.collections if isinstance(lines, ContourSet) for label in lines.labelTexts]
+        labels = [label for label in labels if label in ax.texts]  # an earlier call may have removed some
+        if not labels:
+            continue
         ax.figure.figure.draw_without_rendering()
         boxes: list[BboxBase] = []
         frame = ax.get_window_extent()
-        labels = [label for lines in ax.collections if isinstance(lines, ContourSet) for label in lines.labelTexts]
-        for label in (label for label in labels if label in ax.texts):  # an earlier call may have removed some
+        for label in labels:
             box = label.get_window_extent()
             inside = frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1)
             if inside and not any(box.overlaps(other) for other in boxes):

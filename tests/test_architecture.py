@@ -1,6 +1,8 @@
 """The floors of the package: a file imports only from floors below its own."""
 
 import ast
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,15 @@ def test_imports_go_down(path):
 def test_the_core_knows_no_neural_network_library(path):
     tops = {name.partition(".")[0] for name in imported(path)}
     assert not tops & {"flax", "equinox", "optax", "haiku", "torch"} or room(path) in ("runs", "torch_weights")
+
+
+def test_modules_with_shapes_are_checked_at_run_time():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["addopts"]
+    (packages,) = re.findall(r"--jaxtyping-packages=(\S+)", options)
+    checked = {name.removeprefix("jaxscape.") for name in packages.split(",")}
+    for path in MODULES:
+        if re.search(r"\b(Array|ArrayLike|Any|ndarray), \"", path.read_text()) and room(path) != "types":
+            assert room(path) in checked, f"{room(path)} has shapes in annotations: add it to addopts in pyproject.toml"
 
 
 def test_models_know_nothing_of_jaxscape():

@@ -372,8 +372,10 @@ def test_points_are_one_or_two_numbers(run, capsys, points):
     ("before", "expected"),
     [
         ("", "os.cpu_count()"),
-        ("jax.config.update('jax_num_cpu_devices', 3)", "3"),
-        ("os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=5'", "5"),
+        pytest.param("jax.config.update('jax_num_cpu_devices', 3)", "3", marks=pytest.mark.slow),
+        pytest.param(
+            "os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=5'", "5", marks=pytest.mark.slow
+        ),
         ("jax.devices()", "1"),
     ],
     ids=["each core", "config", "flag", "too late"],

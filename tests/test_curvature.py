@@ -124,7 +124,7 @@ def test_a_batch_mean_is_weighted_by_its_examples(devices):
 
 
 def test_products_inside_a_transform():
-    _, loss_fn, params, data = problem("convolutions")
+    _, loss_fn, params, data = problem("mlp")
     product = js.hvp(loss_fn, params, data, batch_size=2, mesh=mesh(2))
     v, expected = apply(product, params)
     np.testing.assert_allclose(apply(jax.jit(product), params)[1], expected, rtol=1e-11, atol=1e-13)
@@ -249,7 +249,7 @@ def test_eigenvalues_do_not_depend_on_batches_devices_and_order_in_float32():
     shuffled = tuple(x[order] for x in data)
     result = [
         js.extreme_eigenvalues(params, loss_fn, part, tol=1e-4, batch_size=b, mesh=mesh(d), progress=False)
-        for part, b, d in ((data, 61, 1), (data, 7, 1), (data, 8, 8), (shuffled, 16, 2))
+        for part, b, d in ((data, 61, 1), (data, 7, 8), (shuffled, 16, 2))
     ]
     for other in result[1:]:
         for name in ("min_eigenvalue", "max_eigenvalue"):
@@ -302,7 +302,7 @@ def test_hutch_plus_plus_has_smaller_error_bars_than_hutchinson():
     assert bars[0] < 0.6 * bars[1]
 
 
-@pytest.mark.parametrize("name", ["mlp", "convolutions"])
+@pytest.mark.parametrize("name", ["mlp", pytest.param("convolutions", marks=pytest.mark.slow)])
 def test_density_integrates_to_one_and_matches_the_histogram(name):
     _, loss_fn, params, data = problem(name)
     _, values, _ = dense(loss_fn, params, data)

@@ -142,7 +142,7 @@ def test_points_do_not_depend_on_their_neighbours(whole):
 
 
 def test_a_subset_is_seeded_and_told():
-    result = mapped(subset=10, seed=3)
+    result = mapped(subset=10, seed=3, grid=js.Grid(([0.0], [0.0])))
     rows = np.sort(np.random.default_rng(3).choice(23, 10, replace=False))
     values = np.linalg.eigvalsh(dense((0.0, 0.0), tuple(x[rows] for x in DATA)))
     np.testing.assert_allclose(result.max_eigenvalue.sel(alpha=0, beta=0), values[-1], rtol=1e-8)
@@ -151,7 +151,7 @@ def test_a_subset_is_seeded_and_told():
 
 
 def test_without_biases():
-    result = mapped(ignore="bias_norm")
+    result = mapped(ignore="bias_norm", grid=js.Grid(([1.0], [1.0])))
     takes_part = np.concatenate([np.full(leaf.size, leaf.ndim > 1) for leaf in jax.tree.leaves(PARAMS)])
     values = np.linalg.eigvalsh(dense((1.0, 1.0))[np.ix_(takes_part, takes_part)])
     np.testing.assert_allclose(result.min_eigenvalue.sel(alpha=1, beta=1), values[0], rtol=1e-8)

@@ -248,7 +248,7 @@ def test_none_of_several_pairs_is_missed(which):
     np.testing.assert_allclose(result.values, best, rtol=1e-3)
 
 
-@pytest.mark.parametrize("steps", [3, 9, 25])
+@pytest.mark.parametrize("steps", [3, 25])
 def test_the_growth_is_that_of_every_eigenvector(steps):
     """The norm of an eigenvector's coordinates in the space and its next vector, over that in the first vector."""
     spectrum = np.concatenate([[-4.0, -3.9], np.random.default_rng(0).uniform(-1, 2, 100), [2.5, 3.0]])
@@ -275,7 +275,7 @@ def test_the_key_decides():
 
 
 def test_not_a_number_is_never_converged():
-    result = lanczos(lambda v: v * jnp.nan, jnp.zeros(5), key=jax.random.key(0))
+    result = lanczos(lambda v: v * jnp.nan, jnp.zeros(50), key=jax.random.key(0))
     assert not result.converged
     assert np.isnan(result.max_eigenvalue)
 

@@ -134,7 +134,7 @@ def test_an_animation_grows_and_is_written(tmp_path):
     animation._func(8)
     assert [len(line.get_xdata()) for line in lines(ax, "tab:blue")] == [9, 8]
     assert [len(line.get_xdata()) for line in lines(ax, "tab:orange")] == [5, 4]
-    file = plot.save(animation, tmp_path / "new" / "path.gif", dpi=40)
+    file = plot.save(animation, tmp_path / "new" / "path.gif", dpi=20)
     assert file.read_bytes().startswith(b"GIF89a")
     with pytest.raises(ValueError, match=r"path is path.png, which is no format of an animation; expected .gif"):
         plot.save(animation, tmp_path / "path.png")
@@ -148,7 +148,7 @@ def test_without_ffmpeg_there_is_no_mp4(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="has no ffmpeg to write it with"):
         plot.save(animation, tmp_path / "path.mp4")
     monkeypatch.undo()
-    plot.save(animation, tmp_path / "path.gif", dpi=30)
+    plot.save(animation, tmp_path / "path.gif", dpi=20)
 
 
 @pytest.mark.parametrize(

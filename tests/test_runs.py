@@ -57,6 +57,7 @@ def test_a_run_that_was_never_evaluated_has_no_metrics(copy):
     assert js.load_run(copy).metrics == []
 
 
+@pytest.mark.slow
 def test_what_many_devices_have_trained_is_read_by_one(run, tmp_path):
     code = f"""
 import jax, numpy as np, jaxscape as js

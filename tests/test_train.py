@@ -22,7 +22,11 @@ def test_a_path_ends_at_the_runs_final_loss(run):
     np.testing.assert_allclose(ds.loss.interp(alpha=0, beta=0), run.metrics[-1]["train_loss"], rtol=1e-5)
     drops = [row["epoch"] for row, after in itertools.pairwise(run.metrics) if after["lr"] < row["lr"] and row["epoch"]]
     np.testing.assert_array_equal(ds.epoch[ds.lr_drop], drops)
-    whole = js.trajectory(run, points=3, batch_stats=True, progress=False)
+
+
+@pytest.mark.slow
+def test_a_path_of_params_and_batch_statistics(run):
+    ds, whole = (js.trajectory(run, points=3, batch_stats=b, progress=False) for b in (False, True))
     assert whole.attrs["num_params"] == trees.size(run.variables) > ds.attrs["num_params"]
     np.testing.assert_allclose(whole.true_loss, ds.true_loss, rtol=1e-6)
 
@@ -49,6 +53,7 @@ def test_the_center_of_the_surface_is_the_runs_final_loss(run):
         assert ds.attrs["center_loss"] == float(ds.loss[0, 0])
 
 
+@pytest.mark.slow
 def test_each_architecture_trains_and_is_found_at_the_center(tmp_path):
     options = config(noshort=True, optimizer="adam", epochs=1, batch_size=2000)
     run = train.train(options, tmp_path / "run", progress=False)
@@ -96,6 +101,7 @@ def test_label_noise_is_in_the_training_labels_and_stays(tmp_path):
     np.testing.assert_array_equal(run.data.labels, js.load_run(tmp_path / "run").data.labels)
 
 
+@pytest.mark.slow
 def test_cifar_files_train_and_are_found_at_the_center(tmp_path, capsys):
     write_binary("cifar10", tmp_path, random_batches("cifar10"))
     options = [*NETWORK, "--dataset", "cifar10-files", "--data-dir", str(tmp_path), "--loss", "mse"]

@@ -77,7 +77,7 @@ def surface(
         compute_dtype: ``"bfloat16"`` casts params and data before loss_fn; ``"float32"`` and ``"tensorfloat32"`` set
             how products are rounded on devices that have the choice; None: as JAX is configured. Directions are added
             and losses averaged in float32 or better.
-        check: Whether to find out, by two evaluations of at most 256 examples at params, if the loss is a mean over
+        check: Whether to find out, by two evaluations of at most 128 examples at params, if the loss is a mean over
             examples: batch norm in training mode, dropout, or a division by what is in the batch make the result depend
             on ``batch_size``. False takes the loss as it is.
         store: A folder where every finished block of 128 points is kept; the same call goes on from there. Not with

@@ -654,6 +654,28 @@ def test_a_mean_over_examples_passes(name):
         js.surface(params, loss, data, directions=[params], grid=GRID, progress=False, batch_size=batch_size)
 
 
+NO_MEAN = {
+    "surface": lambda loss: losses(loss),
+    "tolerance": lambda loss: losses(loss, rtol=0.1),
+    "interpolate": lambda loss: js.interpolate(PARAMS, PARAMS, loss, X, grid=GRID, progress=False),
+    "hvp": lambda loss: js.hvp(loss, PARAMS, X),
+    "ggn": lambda loss: js.ggn_product(lambda p, x: x @ p["w"], lambda y, x: loss({"w": 1.0}, y), PARAMS, X),
+    "pairs": lambda loss: js.top_eigenpairs(PARAMS, loss, X, 1, progress=False),
+    "map": lambda loss: js.eigenvalue_map(PARAMS, loss, X, **MAP),
+    "plane": lambda loss: js.plane_hessian(PARAMS, loss, X, **MAP),
+    "path": lambda loss: js.trajectory(
+        [PARAMS, {"w": jnp.eye(2)}], loss, X, directions=[PARAMS], grid=GRID, progress=False
+    ),
+}
+
+
+@pytest.mark.parametrize("call", NO_MEAN.values(), ids=NO_MEAN)
+def test_every_call_waits_for_the_verdict(call):
+    """The check runs in a thread; no result is given before it has ended."""
+    with pytest.raises(ValueError, match="is no mean over examples"):
+        call(lambda p, x: ((x @ p["w"] if jnp.ndim(p["w"]) else x) ** 2).sum())
+
+
 def test_memory_that_runs_out_in_the_check_halves_the_batch(monkeypatch):
     from jaxscape.objective import _check
 
@@ -661,18 +683,19 @@ def test_memory_that_runs_out_in_the_check_halves_the_batch(monkeypatch):
 
     def small_memory(term, params, rows, size):
         sizes.append(size)
-        if size > 4:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return run(term, params, rows, size)
+        return run(term, params, rows, size) if size <= 4 else full
+
+    def full():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
     monkeypatch.setattr(_check, "_losses", small_memory)
     js.surface(PARAMS, lambda p, x: (x @ p["w"]).sum(-1), np.ones((64, 2)), directions=[PARAMS], grid=GRID)
-    assert sizes[:5] == [64, 32, 16, 8, 4]
+    assert sizes[::2] == [64, 32, 16, 8, 4]
 
-    def broken(term, params, rows, size):
+    def broken():
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")
 
-    monkeypatch.setattr(_check, "_losses", broken)
+    monkeypatch.setattr(_check, "_losses", lambda *_: broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         losses(lambda p, x: (x @ p["w"]).sum(-1))
 

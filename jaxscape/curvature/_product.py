@@ -170,6 +170,8 @@ class Product:
             return functools.partial(self._inside, params)
         params = self._everywhere(params)
         prepared = self._prepared(params) if self._keeps(params) else None
+        for term in self.objective.terms:
+            term.verdict()  # after the call that compiles, since the check compiles beside it
 
         def product(vector: Array) -> Array:
             if is_traced(vector):

@@ -139,6 +139,7 @@ class Program:
         points = self._place((padded, np.array(shares, np.int32)), shared)
         limits = self._place(np.array(window, np.int32), PartitionSpec())
         out = self._run(keep)(*self._operands, *points, limits)
+        self.term.verdict()  # after the call that compiles, since the check compiles beside it
         return lambda: {name: values[slots] for name, values in fetch(out).items()}
 
 

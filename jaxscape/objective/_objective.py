@@ -33,6 +33,8 @@ class Term:
         examples: Their number.
         per_example: For each metric whether the loss gives it per example (True) or as the mean of a batch (False).
         weighted: Whether the loss gives weights.
+        verdict: A call that raises a ValueError if the loss turns out to be no mean over examples, see `check_is_mean`.
+            What computes with the term calls it before it gives a result.
     """
 
     def __init__(self, name: str, loss_fn: LossFn, params: Params, data: Data, compute_dtype: str | None) -> None:
@@ -50,6 +52,7 @@ class Term:
             TypeError: A metric is no real number.
         """
         self.name, self.examples = name, num_examples(data, f"data[{name!r}]" if name else "data")
+        self.verdict: Callable[[], None] = lambda: None
         self.data = np.zeros((1, 0)) if data is None else data
         self._argument = f"loss_fn[{name!r}]" if name else "loss_fn"
         self._no_data = data is None
@@ -194,15 +197,16 @@ class Objective:
             params: A pytree of floating arrays, where the check is made.
             data: Arrays with a common leading example axis; a mapping of such for several terms; None: no data.
             compute_dtype: ``"float32"``, ``"tensorfloat32"`` or ``"bfloat16"``; None: as JAX is configured.
-            check: Whether to find out if the loss is a mean over examples, as `check_is_mean` does.
+            check: Whether to find out if the loss is a mean over examples, as `check_is_mean` does. The verdict is that
+                of `Term.verdict`.
             batch_size: Examples in one call of loss_fn, at most, that the caller asked for.
 
         Returns:
             The objective.
 
         Raises:
-            ValueError: loss_fn gives a wrong shape, lacks ``"loss"``, or is no mean over examples; the terms of loss_fn
-                and data differ; the data have no common example axis; or compute_dtype is unknown.
+            ValueError: loss_fn gives a wrong shape or lacks ``"loss"``; the terms of loss_fn and data differ; the data
+                have no common example axis; or compute_dtype is unknown.
             TypeError: loss_fn is no function, or gives something that is no real number.
         """
         if compute_dtype is not None and compute_dtype not in PRECISIONS:
@@ -213,7 +217,7 @@ class Objective:
         )
         if check and not is_traced((params, data)):
             for term in objective.terms:
-                check_is_mean(term, params, batch_size)
+                term.verdict = check_is_mean(term, params, batch_size)
         return objective
 
     @functools.cached_property

@@ -48,7 +48,7 @@ def check_is_mean(term: "Term", params: Params, batch_size: int | None) -> Calla
         A call that waits for the verdict. It raises a ValueError if the two disagree, and a
         ``jax.errors.JaxRuntimeError`` if memory runs out with two examples or if the loss fails.
     """
-    large = term.canonical if batch_size is None else even_size(term.examples, max(2, batch_size))
+    large = term.canonical if batch_size is None else even_size(term.examples, max(2, min(batch_size, EXAMPLES)))
     key = _key(term, params, large)
     if key in _passed:
         return lambda: None

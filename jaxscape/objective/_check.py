@@ -1,7 +1,8 @@
 """Is a loss the mean over its examples? Two partitions of the same examples must agree.
 
-The check compiles and runs in a thread of its own, while the caller compiles its program: then the first call of a
-ResNet-56 takes no longer than without the check. The caller asks for the verdict before it gives a result.
+The check compiles and runs in a thread of its own, while the caller compiles its program: one after the other, the
+first call of a ResNet-56 took 1.4 times as long as without the check. The caller asks for the verdict before it gives a
+result.
 """
 
 import functools
@@ -100,7 +101,7 @@ def _two_partitions(term: "Term", params: Params, large: int) -> Future[tuple[np
     runs = _losses(term, params, rows, large), _losses(term, params, rows[order], small)
 
     def run() -> tuple[np.ndarray, np.ndarray, int]:
-        first, second = (run() for run in runs)
+        first, second = (losses() for losses in runs)
         return (first[order] if term.per_example["loss"] else first), second, small
 
     return _THREAD.submit(run)

@@ -103,7 +103,8 @@ def classification_loss(
         images, labels = batch
         whole = trees.overlay(variables, params)
         logits = nnx.merge(graphdef, whole)(normalize(images, dataset, jax.tree.leaves(params)[0].dtype))
-        return {"loss": LOSSES[loss](logits, labels), "accuracy": jnp.argmax(logits, axis=-1) == labels}
+        losses = LOSSES[loss](logits.astype(trees.working_dtype(logits)), labels)
+        return {"loss": losses, "accuracy": jnp.argmax(logits, axis=-1) == labels}
 
     return loss_fn
 

@@ -13,7 +13,11 @@ _linear_init = nnx.initializers.normal(1e-3)
 
 
 class BatchNorm(nnx.BatchNorm):
-    """Batch norm as in PyTorch: the running variance has the denominator ``n - 1``, where flax has ``n``."""
+    """Batch norm as in PyTorch: the running variance has the denominator ``n - 1``, where flax has ``n``.
+
+    It computes in float32 and gives the dtype of its input, also where params and images are bfloat16: flax would promote
+    to the dtype of the statistics, and all that follows would be float32.
+    """
 
     def __call__(self, x: Array, use_running_average: bool) -> Array:  # type: ignore[override]
         """Normalize each feature, the last axis, over all other axes."""
@@ -23,7 +27,7 @@ class BatchNorm(nnx.BatchNorm):
             n = x.size // x.shape[-1] * (lax.axis_size(self.axis_name) if self.axis_name else 1)
             decayed = self.momentum * previous
             self.var[...] = decayed + (self.var[...] - decayed) * (n / max(n - 1, 1))
-        return y
+        return y.astype(x.dtype)
 
 
 norm = functools.partial(BatchNorm, momentum=0.9, epsilon=1e-5)  # PyTorch's defaults (its momentum is 1 - ours)

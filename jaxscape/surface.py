@@ -75,8 +75,9 @@ def surface(
         mesh: The devices that share the points; by default all of all processes. An axis named ``"data"`` shares the
             examples instead, for data too large for one device.
         compute_dtype: ``"bfloat16"`` casts params and data before loss_fn; ``"float32"`` and ``"tensorfloat32"`` set
-            how products are rounded on devices that have the choice; None: as JAX is configured. Directions are added
-            and losses averaged in float32 or better.
+            how products are rounded on devices that have the choice; None: as JAX is configured. Arrays that loss_fn
+            closes over keep their dtype: where float32 meets bfloat16 JAX computes in float32. Directions are added and
+            losses averaged in float32 or better.
         check: Whether to find out, by two evaluations of at most 128 examples at params, if the loss is a mean over
             examples: batch norm in training mode, dropout, or a division by what is in the batch make the result depend
             on ``batch_size``. False takes the loss as it is.

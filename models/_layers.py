@@ -15,8 +15,8 @@ _linear_init = nnx.initializers.normal(1e-3)
 class BatchNorm(nnx.BatchNorm):
     """Batch norm as in PyTorch: the running variance has the denominator ``n - 1``, where flax has ``n``.
 
-    It computes in float32 and gives the dtype of its input, also where params and images are bfloat16: flax would promote
-    to the dtype of the statistics, and all that follows would be float32.
+    It computes in float32 and gives the dtype of its input. With bfloat16 params and images flax would promote to the
+    dtype of the statistics, and all that follows would be float32.
     """
 
     def __call__(self, x: Array, use_running_average: bool) -> Array:  # type: ignore[override]

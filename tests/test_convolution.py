@@ -1,13 +1,19 @@
 """Rewritten convolutions against the native ones: values, gradients, Hessian-vector products; what is left alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 
-from jaxscape.convolution import _forms, compiler_options, fast_convolutions
+from jaxscape import runs, trees
+from jaxscape.convolution import _cpu, _forms, compiler_options, fast_convolutions
 from jaxscape.convolution._forms import as_matrix, as_patches
+from jaxscape.convolution._rules import convolutions
+from models.resnet import ResNet
 
 RNG = np.random.default_rng(0)
 LAYOUTS = {"flax": ("NHWC", "HWIO", "NHWC"), "torch": ("NCHW", "OIHW", "NCHW"), "odd": ("HWNC", "IHWO", "CNHW")}
@@ -69,10 +75,10 @@ def always(request, monkeypatch):
     def form(eqn, spec, in_loop):
         return request.param if eqn.params["batch_group_count"] == 1 else None
 
-    monkeypatch.setattr(_forms, "_fastest", form)
+    monkeypatch.setattr(_cpu, "_fastest", form)
 
 
-def compare(fun, x, k):
+def compare(fun, x, k, backend="cpu"):
     """The rewritten function against the native one: values, gradients, HVPs, rewritten before and after them."""
     loose = {2: 5e-2, 4: 1e-4, 8: 1e-10}[x.dtype.itemsize]
 
@@ -86,9 +92,9 @@ def compare(fun, x, k):
         gradient = jax.grad(scalar(f), (0, 1))
         return gradient(x, k), jax.jvp(gradient, (x, k), (jnp.cos(x), jnp.sin(k)))[1]
 
-    fast = fast_convolutions(fun, backend="cpu")
+    fast = fast_convolutions(fun, backend=backend)
     value, expected = jax.jit(lambda: (fun(x, k), products(fun)))()
-    after = fast_convolutions(lambda: products(fun), backend="cpu")
+    after = fast_convolutions(lambda: products(fun), backend=backend)
     results = jax.jit(lambda: (fast(x, k), products(fast), after()))()
     same(results[0], value)
     same(results[1], expected)
@@ -143,8 +149,7 @@ def test_no_pairs_where_pixels_do_not_pair_up(case):
 
 def kernels_of(fun, x, k):
     """The shapes of the kernels of a function's convolutions."""
-    eqns = jax.make_jaxpr(fun)(x, k).eqns
-    return [eqn.invars[1].aval.shape for eqn in eqns if eqn.primitive.name == "conv_general_dilated"]
+    return [eqn.invars[1].aval.shape for eqn in convolutions(jax.make_jaxpr(fun)(x, k).jaxpr)]
 
 
 def has_convolution(fun, *args):
@@ -376,3 +381,121 @@ def test_what_convolutions_and_others_use_is_computed_once():
     np.testing.assert_allclose(compiled(x), residual(x), rtol=1e-9)
     assert compiled.lower(x).compile().as_text().count(" maximum(") == len(kernels)
     assert compiler_options("gpu") == {}
+
+
+# ---- on a GPU: the rewrite is the same program on a CPU, so its numbers can be seen here
+
+BLOCKS = {  # the rewritten kernel's shape; in the layout (H, W, in, out)
+    "blocks of 4": ({"features": 5}, (3, 6, 5, 12)),
+    "read in blocks of 4": ({"features": 8, "dtype": jnp.bfloat16}, (3, 3, 32, 12)),
+    "an odd width": ({"features": 5, "space": (3, 6)}, (3, 3, 5, 3)),
+    "stride and dilation in height": ({"features": 5, "strides": (2, 1), "rhs_dilation": (2, 1)}, (3, 6, 5, 12)),
+    "uneven padding": ({"features": 8, "padding": ((1, 1), (2, 0)), "dtype": jnp.float16}, (3, 6, 8, 12)),
+    "five taps": ({"features": 8, "taps": (3, 5), "padding": ((1, 1), (2, 2)), "dtype": jnp.float16}, (3, 8, 8, 12)),
+    "a stride": ({"features": 5, "strides": (1, 2)}, (3, 3, 5, 3)),
+    "groups": ({"groups": 2}, (3, 3, 2, 6)),
+    "one tap": ({"taps": (1, 1), "padding": ((0, 0), (0, 0))}, (1, 1, 2, 3)),
+    "float64": ({"dtype": np.float64}, (3, 3, 2, 3)),
+}
+
+
+@pytest.mark.parametrize(("case", "shape"), BLOCKS.values(), ids=BLOCKS)
+def test_blocks_of_pixels_on_a_gpu(case, shape):
+    fun, x, k = problem(**{"space": (3, 8), "dtype": np.float32} | case)
+    assert kernels_of(fast_convolutions(fun, backend="gpu"), x, k) == [shape]
+    compare(fun, x, k, backend="gpu")
+
+
+@pytest.mark.parametrize(("features", "size"), [(16, 4), (32, 2), (64, 2), (65, 1)])
+def test_more_features_need_smaller_blocks(features, size):
+    x, k = jnp.ones((1, 4, 8, 3), jnp.float32), jnp.ones((3, 3, 3, features), jnp.float32)
+    assert kernels_of(fast_convolutions(small, backend="gpu"), x, k) == [(3, 2 + size, 3, size * features)]
+
+
+@pytest.mark.parametrize("change", [{"layout": "torch"}, {"precision": "float32"}])
+def test_other_layouts_and_full_float32_have_no_blocks(change):
+    fun, x, k = problem(space=(4, 8), features=5, dtype=np.float32, layout=change.get("layout", "flax"))
+    with jax.default_matmul_precision(change.get("precision", "tensorfloat32")):
+        assert kernels_of(fast_convolutions(fun, backend="gpu"), x, k) == kernels_of(fun, x, k)
+
+
+def block(x, k, numbers, *, chain):
+    """A residual block: a convolution, what follows it, the sum and ReLU; numbers are per feature."""
+    a, b = (n.reshape(1, 1, 1, -1) for n in numbers)
+    return jax.nn.relu(chain(small(x, k), a, b) + x)
+
+
+CHAINS = {
+    "batch norm": lambda y, a, b: (y - a) * (lax.rsqrt(jnp.square(b) + 1e-5) * a) + b,
+    "bias": lambda y, a, b: y + a,
+    "factor": lambda y, a, b: a * y,
+    "division": lambda y, a, b: (y + a) / (1 + b * b),
+    "taken away": lambda y, a, b: a - (b - y) * a,
+    "numbers": lambda y, a, b: 2 * y - 3,
+    "other dtypes": lambda y, a, b: (y.astype(jnp.float32) * a.astype(jnp.float32)).astype(y.dtype) + b,
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
+@pytest.mark.parametrize("features", [16, 96], ids=["blocks", "single pixels"])
+def test_what_follows_a_convolution_becomes_part_of_it_on_a_gpu(features, chain):
+    x, k, *numbers = (
+        jnp.asarray(RNG.normal(size=shape), jnp.float32)
+        for shape in [(2, 4, 8, features), (3, 3, features, features), (features,), (features,)]
+    )
+    fun = functools.partial(block, chain=chain)
+    k = k / 3 / features**0.5  # so that the results are near 1
+    fast = fast_convolutions(fun, backend="gpu")
+    np.testing.assert_allclose(jax.jit(fast)(x, k, numbers), jax.jit(fun)(x, k, numbers), rtol=1e-4, atol=1e-4)
+    for wrt in (0, 1, 2):
+        gradients = [
+            jax.jit(jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), wrt))(x, k, numbers) for f in (fast, fun)
+        ]
+        for one, other in zip(*map(jax.tree.leaves, gradients), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3 * np.abs(other).max())
+    after = images_of(jax.make_jaxpr(fast)(x, k, numbers).jaxpr, x.size)
+    assert after.count("mul") == after.count("sub") == after.count("div") == 0
+    assert after.count("add") <= 2  # the summand and the residual
+    assert after.count("max") == 1
+
+
+def images_of(jaxpr, size):
+    """The names of the operations whose result has this many numbers, anywhere inside."""
+    names = []
+    for eqn in jaxpr.eqns:
+        inner = [getattr(v, "jaxpr", v) for v in eqn.params.values()]
+        inner = [j for j in inner if hasattr(j, "eqns")]
+        names += [name for j in inner for name in images_of(j, size)]
+        if not inner and any(v.aval.size == size for v in eqn.outvars):
+            names.append(eqn.primitive.name)
+    return names
+
+
+def test_what_differs_from_pixel_to_pixel_stays_outside():
+    x, k = jnp.asarray(RNG.normal(size=(2, 4, 8, 16)), jnp.float32), jnp.ones((3, 3, 16, 16), jnp.float32)
+
+    def fun(x, k):
+        y, z = small(x, k), small(x, 2 * k)
+        y = y * jnp.arange(8.0, dtype=y.dtype)[:, None]  # by column
+        return y * z, z * 2 + z, 1 / (small(x, 3 * k) + 1), small(x, k) > 0
+
+    results = zip(jax.jit(fast_convolutions(fun, backend="gpu"))(x, k), jax.jit(fun)(x, k), strict=True)
+    for result, expected in results:
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_on_a_gpu_gives_the_same_losses():
+    """Blocks, factors and summands, and what is between them, in a whole network in evaluation mode."""
+    model = ResNet((1, 1), (4, 8), num_classes=10, image_shape=(8, 8, 3), shortcuts=True, rngs=nnx.Rngs(0))
+    graphdef, *parts = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, stats = map(nnx.to_pure_dict, parts)
+    stats = jax.tree.map(lambda s: s + jnp.abs(jnp.asarray(RNG.normal(size=s.shape), s.dtype)), stats)
+    batch = RNG.normal(size=(4, 8, 8, 3)).astype(np.float32), np.arange(4)
+    loss = runs.classification_loss(graphdef, trees.overlay(params, stats))
+    fast = fast_convolutions(loss, backend="gpu")
+    result, expected = jax.jit(fast)(params, batch), jax.jit(loss)(params, batch)
+    np.testing.assert_allclose(result["loss"], expected["loss"], rtol=1e-5)
+    text = str(jax.make_jaxpr(fast)(params, batch))
+    assert "4,8,2,16]" in text  # blocks of 4 pixels, of 4 features
+    assert "sub" not in images_of(jax.make_jaxpr(fast)(params, batch).jaxpr, 4 * 8 * 8 * 4)
+    assert "sub" in images_of(jax.make_jaxpr(loss)(params, batch).jaxpr, 4 * 8 * 8 * 4)

@@ -252,6 +252,18 @@ def test_a_load_that_does_not_fit_is_passed_over(clock):
     assert choose(fixed=(None, 1)) == (256, 1)
 
 
+def test_the_first_batch_is_larger_on_an_accelerator_and_shrinks_until_it_fits(clock, monkeypatch):
+    def cost(load):
+        if load.batch_size > 200:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: too large")
+        return 1 / load.batch_size
+
+    clock.cost = cost
+    monkeypatch.setattr(_strategy.jax, "default_backend", lambda: "tpu")
+    assert choose(fixed=(None, 1)) == (128, 1)
+    assert clock.tried == [(size, 1) for size in (1024, 512, 256, 128, 64)]
+
+
 def test_native_convolutions_are_not_vmapped_on_a_cpu_and_start_from_what_is_cached(clock):
     def loss(kernel, batch):
         return jax.lax.conv(batch[0].transpose(0, 3, 1, 2), kernel, (1, 1), "SAME").mean((1, 2, 3))

@@ -8,7 +8,7 @@ from flax import nnx
 
 import models
 from models import num_params
-from models.resnet import ResNet
+from models.resnet import Block, ResNet
 
 # Trainable parameters for 32x32x3 images and 10 classes, by arithmetic from the original definitions.
 COUNTS = {
@@ -103,6 +103,17 @@ def test_initialization():
     assert not np.any(model.head.bias[...])
     other = models.create("resnet20", seed=1).head.kernel[...]
     assert not np.array_equal(model.head.kernel[...], other)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_bfloat16_stays_bfloat16(train):
+    """The statistics are float32: JAX would promote what they meet, and the network would compute in float32."""
+    block = Block(4, 4, 1, True, nnx.Rngs(0))
+    graphdef, params, stats = nnx.split(block, nnx.Param, nnx.BatchStat)
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    block = nnx.merge(graphdef, params, stats)
+    assert block(jnp.ones((2, 4, 4, 4), jnp.bfloat16), train).dtype == jnp.bfloat16
+    assert block.norm1.mean.dtype == jnp.float32
 
 
 def test_statistics_move_in_training_only():

@@ -1,9 +1,4 @@
-"""The forms of a convolution, and the choice of the fastest form for its shape on a CPU.
-
-XLA's convolution is slow on small images on a CPU (2x2 pixels, 64 channels: 17 GFLOP/s, where a matrix product reaches
-146 to 230 on the same two cores). Its gradient is 8 to 15 times slower inside a loop than outside (jax-ml/jax issue
-12868). A matrix product has neither flaw.
-"""
+"""The forms of a convolution: each is a function of the images, the kernel and a `Spec`."""
 
 import functools
 import itertools
@@ -62,7 +57,7 @@ Form = Callable[[Array, Array, Spec], Array]
 PART = 2**18  # numbers in one part of a batch (1 MB in float32); the gradient of a kernel is fastest at this size
 
 
-def _native(x: Array, kernel: Array, spec: Spec) -> Array:
+def native(x: Array, kernel: Array, spec: Spec) -> Array:
     """Compute the convolution with XLA's operation, which is not rewritten."""
     return lax.conv_general_dilated(
         x,
@@ -72,111 +67,100 @@ def _native(x: Array, kernel: Array, spec: Spec) -> Array:
         spec.lhs_dilation,
         spec.rhs_dilation,
         spec.dimension_numbers,
+        spec.groups,
         precision=spec.precision,
         preferred_element_type=spec.dtype,
     )
 
 
-def form_of(eqn: Any, in_loop: bool) -> Callable[[Array, Array], Array] | None:
-    """Choose the fastest form of a convolution on a CPU.
-
-    Args:
-        eqn: The equation of the convolution.
-        in_loop: Whether the equation is inside a loop.
-
-    Returns:
-        A function of the same operands; None: XLA's native convolution is the fastest.
-    """
-    spec = Spec.of(eqn)
-    form = _fastest(eqn, spec, in_loop)
-    return (lambda x, kernel: form(x, kernel, spec)) if form else None
-
-
-def _fastest(eqn: Any, spec: Spec, in_loop: bool) -> Form | None:
-    """Choose a form by the shapes of the operands; None: XLA's native convolution."""
-    x, kernel = (v.aval for v in eqn.invars)
-    floating = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype == kernel.dtype
-    if not floating or eqn.params["batch_group_count"] != 1 or 0 in (*x.shape, *kernel.shape, *spec.out_space):
-        return None
-    if _sums_over_batch(spec) and not in_loop:
-        return as_parts if len(_parts(x)) > 1 else None
-    space = math.prod(x.shape[a] for a in spec.dimension_numbers.lhs_spec[2:])
-    taps = math.prod(kernel.shape[a] for a in spec.dimension_numbers.rhs_spec[2:])
-    if space <= taps:  # the matrix product needs no more multiplications than the sum over the taps
-        return as_matrix
-    if in_loop:
-        return as_patches if taps <= math.prod(spec.out_space) else as_matrix
-    # Measured on two cores with 32x32 pixels: from 3 to 16 features with 3x3 taps, the native convolution reaches
-    # 33 GFLOP/s and patches reach 77; from 16 to 32 features with one tap and stride 2, they reach 76 and 123.
-    # With more than 9 taps, the patches would need too much memory compared with the image.
-    few = kernel.shape[spec.dimension_numbers.rhs_spec[1]] <= 4 and taps <= 9
-    if spec.groups == 1 and (few or taps == 1):
-        return as_patches
-    return as_pairs if _has_pairs(spec, kernel.shape) else None
-
-
-def _has_pairs(spec: Spec, kernel: tuple[int, ...]) -> bool:
-    """Whether `as_pairs` is faster (few output features), and whether the output pixels can be grouped in pairs."""
-    width, features = kernel[spec.dimension_numbers.rhs_spec[-1]], kernel[spec.dimension_numbers.rhs_spec[0]]
+def has_blocks(spec: Spec, kernel: tuple[int, ...], size: int) -> bool:
+    """Whether the output pixels can be grouped in blocks of this size along the last axis of space."""
     adjacent = spec.strides[-1] == spec.lhs_dilation[-1] == spec.rhs_dilation[-1] == spec.groups == 1
-    return adjacent and features <= 16 and width >= 3 and spec.out_space[-1] % 2 == 0
+    return adjacent and kernel[spec.dimension_numbers.rhs_spec[-1]] >= 3 and spec.out_space[-1] % size == 0
+
+
+def sums_over_batch(spec: Spec) -> bool:
+    """Whether the convolution is the gradient of a kernel: then it sums over the examples, which are the first axis."""
+    return spec.dimension_numbers.lhs_spec[1] == 0 and spec.groups == 1
 
 
 def as_pairs(x: Array, kernel: Array, spec: Spec) -> Array:
-    """Compute two neighbouring pixels at once, with a native convolution that has twice the output features.
+    """Compute two neighbouring pixels at once, as `as_blocks` does.
 
     Eigen computes a convolution as a matrix product. On a CPU with 16 floats in a register, 16 features make this
     matrix product too narrow: at 32x32 pixels and 16 features, pairs reach 100 GFLOP/s and single pixels reach 54,
     although the kernel is one pixel wider and needs a third more multiplications. With 32 or more features, pairs are
     not faster.
 
+    Returns:
+        The result of the convolution, up to rounding.
+    """
+    return as_blocks(x, kernel, spec, 2)
+
+
+def as_blocks(x: Array, kernel: Array, spec: Spec, size: int, *, read: bool = False) -> Array:
+    """Compute neighbouring pixels at once, with a native convolution that has ``size`` times the output features.
+
     The derivative uses the convolution of single pixels, because the gradient of a convolution with strides is slow.
+
+    Args:
+        x: The images.
+        kernel: The kernel.
+        spec: The parameters of the convolution.
+        size: Pixels in a block.
+        read: Whether the image too is seen in blocks, of which three make one: more multiplications by zero, no stride.
 
     Returns:
         The result of the convolution, up to rounding.
     """
-    return _pairs(spec)(x, kernel)
+    return _blocks(spec, size, read)(x, kernel)
 
 
 @functools.lru_cache(maxsize=256)
-def _pairs(spec: Spec) -> Callable[[Array, Array], Array]:
+def _blocks(spec: Spec, size: int, read: bool) -> Callable[[Array, Array], Array]:
     @jax.custom_jvp
-    def pairs(x: Array, kernel: Array) -> Array:
+    def blocks(x: Array, kernel: Array) -> Array:
         x, kernel = spec.operands(x, kernel)
-        space, last = range(1, x.ndim - 1), kernel.ndim - 3
-        zero = jnp.zeros((), kernel.dtype)
-        none = [(0, 0, 0)] * kernel.ndim
-        sides = [lax.pad(kernel, zero, [*none[:last], (i, 1 - i, 0), *none[last + 1 :]]) for i in (0, 1)]
+        *taps, width, inner, features = kernel.shape
+        space, last = range(1, x.ndim - 1), len(taps)
+        first = size - spec.padding[-1][0] if read else 0
+        window = 3 * size if read else width + size - 1
+        zero, none = jnp.zeros((), kernel.dtype), [(0, 0, 0)] * kernel.ndim
+        shifted = [
+            lax.pad(kernel, zero, [*none[:last], (i, window - width - i, 0), *none[last + 1 :]])
+            for i in range(first, first + size)
+        ]
+        wide = jnp.concatenate(shifted, axis=-1)
+        padding, stride = spec.padding, size
+        if read:
+            x = x.reshape(*x.shape[:-2], x.shape[-2] // size, size * inner)
+            wide = wide.reshape(*taps, 3, size * inner, size * features)
+            padding, stride = (*padding[:-1], (1, 1)), 1
         layout = lax.ConvDimensionNumbers(
             (0, x.ndim - 1, *space), (last + 2, last + 1, *range(last + 1)), (0, x.ndim - 1, *space)
         )
         y = lax.conv_general_dilated(
             x,
-            jnp.concatenate(sides, axis=-1),
-            (*spec.strides[:-1], 2),
-            spec.padding,
+            wide,
+            (*spec.strides[:-1], stride),
+            padding,
             spec.lhs_dilation,
             spec.rhs_dilation,
             layout,
             precision=spec.precision,
             preferred_element_type=spec.dtype,
         )
-        return spec.result(y.reshape(len(x), *spec.out_space, kernel.shape[-1]))
+        return spec.result(y.reshape(len(x), *spec.out_space, features))
 
-    @pairs.defjvp
+    @blocks.defjvp
     def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
         (x, kernel), (dx, dkernel) = primals, tangents
-        return pairs(x, kernel), _native(dx, kernel, spec) + _native(x, dkernel, spec)
+        return blocks(x, kernel), native(dx, kernel, spec) + native(x, dkernel, spec)
 
-    return pairs
-
-
-def _sums_over_batch(spec: Spec) -> bool:
-    """Whether the convolution is the gradient of a kernel: then it sums over the examples, which are the first axis."""
-    return spec.dimension_numbers.lhs_spec[1] == 0 and spec.groups == 1
+    return blocks
 
 
-def _parts(x: Any) -> list[tuple[int, int]]:
+def parts_of(x: Any) -> list[tuple[int, int]]:
     """The start and the end of each part of a batch; a part has at most PART numbers."""
     examples = x.shape[0]
     size = max(1, PART * examples // math.prod(x.shape))
@@ -195,7 +179,7 @@ def as_parts(x: Array, kernel: Array, spec: Spec) -> Array:
     """
     examples = spec.dimension_numbers.rhs_spec[1]
     parts = [
-        _native(lax.slice_in_dim(x, *part), lax.slice_in_dim(kernel, *part, axis=examples), spec) for part in _parts(x)
+        native(lax.slice_in_dim(x, *part), lax.slice_in_dim(kernel, *part, axis=examples), spec) for part in parts_of(x)
     ]
     return functools.reduce(jnp.add, parts)
 

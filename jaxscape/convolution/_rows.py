@@ -8,7 +8,7 @@ time of a ResNet-56 on 8 images; the form in this file takes 4 %.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -31,45 +31,52 @@ def computed_once(x: Array) -> Array:
 
     The barrier sees the array as whole rows where that is faster, since a fusion has the shape of its result.
     """
-    result = lax.optimization_barrier(x.reshape(_merged(x.shape)) if _is_slow(x.shape) else x)
-    return result.reshape(x.shape)
+    return lax.optimization_barrier(x.reshape(whole_rows(x.shape) or x.shape)).reshape(x.shape)
 
 
-def in_rows(eqn: Any) -> Callable[..., Array] | None:
-    """Rewrite an equation so that it works on whole rows of pixels.
+def whole_rows(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape with pixels and features, the last two axes, as one axis; None: XLA is fast on a CPU as it is."""
+    if len(shape) > 2 and shape[-1] < _ENOUGH <= shape[-2] * shape[-1] and math.prod(shape) >= _SMALL:
+        return (*shape[:-2], shape[-2] * shape[-1])
+    return None
+
+
+def in_rows(
+    eqn: Any,
+    merge: Callable[[tuple[int, ...]], tuple[int, ...] | None] = whole_rows,
+    repeat: Callable[[Array], Array] = lax.optimization_barrier,
+) -> Callable[..., Array] | None:
+    """Rewrite an equation so that it works on rows of pixels.
 
     Args:
         eqn: An equation of a jaxpr.
+        merge: From the shape of the result to that in which it is computed, which puts neighbouring pixels into the
+            last axis; None: it stays as it is.
+        repeat: Applied to an operand that is the same at all pixels, once it is repeated for each pixel of a row.
+            Without a barrier XLA would repeat it again at each place on a CPU, which is slower than the original form.
 
     Returns:
-        A function of the same operands; None: the equation is neither an elementwise operation nor a broadcast, or it
-        is already fast.
+        A function of the same operands; None: the equation is neither an elementwise operation nor a broadcast, or
+        stays as it is.
     """
     shapes = [getattr(v.aval, "shape", ()) for v in (*eqn.outvars, *eqn.invars)]  # a token has no shape
-    if len(eqn.outvars) != 1 or not _is_slow(shapes[0]):
-        return None
     shape, *operands = shapes
+    merged = merge(shape) if len(eqn.outvars) == 1 else None
+    if merged is None:
+        return None
+
+    def rows(x: Array) -> Array:
+        return _rows(x, shape, merged, repeat)
+
     if eqn.primitive.name in _ELEMENTWISE and all(not operand or _fits(operand, shape) for operand in operands):
-        return lambda *xs: eqn.primitive.bind(*(_rows(x, shape) for x in xs), **eqn.params).reshape(shape)
+        return lambda *xs: eqn.primitive.bind(*map(rows, xs), **eqn.params).reshape(shape)
     if eqn.primitive.name == "broadcast_in_dim" and len(operands) == 1:
         sizes = dict(zip(eqn.params["broadcast_dimensions"], operands[0], strict=True))
         aligned = tuple(sizes.get(axis, 1) for axis in range(len(shape)))
         dtype = eqn.outvars[0].aval.dtype
         if _fits(aligned, shape):  # asarray: a literal may be a Python number
-            return lambda x: jnp.broadcast_to(
-                _rows(jnp.asarray(x, dtype).reshape(aligned), shape), _merged(shape)
-            ).reshape(shape)
+            return lambda x: jnp.broadcast_to(rows(jnp.asarray(x, dtype).reshape(aligned)), merged).reshape(shape)
     return None
-
-
-def _is_slow(shape: tuple[int, ...]) -> bool:
-    """Whether XLA is slow on arrays of this shape, and whole rows are long enough to be faster."""
-    return len(shape) > 2 and shape[-1] < _ENOUGH <= shape[-2] * shape[-1] and math.prod(shape) >= _SMALL
-
-
-def _merged(shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape with the last two axes merged into one."""
-    return (*shape[:-2], shape[-2] * shape[-1])
 
 
 def _fits(sizes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
@@ -77,13 +84,15 @@ def _fits(sizes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     return sizes[-2:] == shape[-2:] or sizes[-2] == 1
 
 
-def _rows(x: Array, shape: tuple[int, ...]) -> Array:
+def _rows(x: Array, shape: tuple[int, ...], merged: tuple[int, ...], repeat: Callable[[Array], Array]) -> Array:
     """Merge the last two axes of an operand; an operand that is the same for all pixels of a row is repeated."""
-    sizes = jnp.shape(x)
+    sizes, tail = jnp.shape(x), merged[len(shape) - 2 :]
     if not sizes:
         return x
-    if sizes[-2] == shape[-2] or sizes[-1] == 1:
-        return x.reshape(_merged(sizes))
-    # Without the barrier XLA would repeat the operand again at each pixel, which is slower than the original form.
-    repeated = jnp.broadcast_to(x, (*sizes[:-2], shape[-2], sizes[-1]))
-    return lax.optimization_barrier(repeated.reshape(_merged(repeated.shape)))
+    if sizes[-2] == shape[-2] and sizes[-1] == shape[-1]:
+        return x.reshape(*sizes[:-2], *tail)
+    ones = (1,) * (len(tail) - 1)
+    if sizes[-1] == 1:
+        return x.reshape(*sizes[:-2], *ones, 1)
+    repeated = jnp.broadcast_to(x, (*sizes[:-2], tail[-1] // shape[-1], shape[-1]))
+    return repeat(repeated.reshape(*sizes[:-2], *ones, tail[-1]))

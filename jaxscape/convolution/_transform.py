@@ -1,16 +1,21 @@
 """The transform: it evaluates the jaxpr of a function, with some of the operations in another form."""
 
+import collections
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.extend import core
 
-from jaxscape.convolution._forms import form_of
-from jaxscape.convolution._rows import computed_once, in_rows
+from jaxscape.convolution._cpu import cpu_rules
+from jaxscape.convolution._fold import Folded
+from jaxscape.convolution._forms import Spec, native
+from jaxscape.convolution._gpu import gpu_rules
+from jaxscape.convolution._rows import computed_once
+from jaxscape.convolution._rules import Rules, inside
 
 # Primitives that run the jaxprs in their parameters without further changes, so that a rewritten jaxpr can replace the
 # original. Other primitives with jaxprs (for example a Pallas kernel) are not rewritten. The value says whether the
@@ -47,8 +52,9 @@ def fast_convolutions(fun: Callable[..., Any], *, backend: str | None = None) ->
 
     Args:
         fun: Any function of pytrees of arrays that JAX can trace.
-        backend: The backend that runs the function, such as ``"cpu"`` or ``"gpu"``; None: the default backend. On
-            backends other than ``"cpu"`` nothing is rewritten, because no measurement shows a gain there.
+        backend: The backend that runs the function, ``"cpu"``, ``"gpu"`` or another one; None: the default backend.
+            On a GPU only convolutions in TF32 or 16 bits are rewritten, and what follows them; on other backends
+            nothing, because no measurement shows a gain there.
 
     Returns:
         A function with the signature of ``fun``.
@@ -56,10 +62,11 @@ def fast_convolutions(fun: Callable[..., Any], *, backend: str | None = None) ->
 
     @functools.wraps(fun)
     def rewritten(*args: Any, **kwargs: Any) -> Any:
-        if (backend or jax.default_backend()) != "cpu":
+        if (backend or jax.default_backend()) not in _RULES:
             return fun(*args, **kwargs)
         jaxpr, shapes = jax.make_jaxpr(lambda *a, **k: fun(*a, **k), return_shape=True)(*args, **kwargs)
-        outs = _run(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves((args, kwargs)), False)
+        rules = _rules(jaxpr.jaxpr, backend)
+        outs = _run(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves((args, kwargs)), rules, False)
         return jax.tree.unflatten(jax.tree.structure(shapes), outs)
 
     return rewritten
@@ -71,15 +78,14 @@ def evaluate(jaxpr: core.Jaxpr, args: Sequence[Any], *, backend: str | None = No
     Args:
         jaxpr: The jaxpr of any function.
         args: One value for each input of the jaxpr.
-        backend: The backend that runs the operations, such as ``"cpu"`` or ``"gpu"``; None: the default backend. On
-            backends other than ``"cpu"`` nothing is rewritten.
+        backend: The backend that runs the operations, as in `fast_convolutions`.
 
     Returns:
         One value for each output of the jaxpr.
     """
-    if (backend or jax.default_backend()) != "cpu":
+    if (backend or jax.default_backend()) not in _RULES:
         return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))(*args)
-    return _run(jaxpr, (), args, False)
+    return _run(jaxpr, (), args, _rules(jaxpr, backend), False)
 
 
 def has_native_convolution(jaxpr: core.Jaxpr) -> bool:
@@ -105,29 +111,37 @@ def compiler_options(backend: str | None = None) -> dict[str, str]:
     return {"xla_disable_hlo_passes": "cse_barrier_expander"} if (backend or jax.default_backend()) == "cpu" else {}
 
 
-def _form(eqn: Any, in_loop: bool) -> Callable[..., Any] | None:
-    """A function of the same operands that computes the equation faster; None: the equation stays as it is."""
-    return form_of(eqn, in_loop) if eqn.primitive.name == "conv_general_dilated" else in_rows(eqn)
+_RULES = {"cpu": cpu_rules, "gpu": gpu_rules}
 
 
-def _run(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any], in_loop: bool) -> list[Any]:
+def _rules(jaxpr: core.Jaxpr, backend: str | None) -> Rules:
+    return _RULES[backend or jax.default_backend()](jaxpr)
+
+
+def _run(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any], rules: Rules, in_loop: bool) -> list[Any]:
     """Evaluate a jaxpr with each operation in its fastest form."""
     variables: list[Any] = [*jaxpr.constvars, *jaxpr.invars]
     values: dict[Any, Any] = dict(zip(variables, (*consts, *args), strict=True))
+    uses = collections.Counter(a for a in _atoms(jaxpr) if not isinstance(a, core.Literal))
 
     def read(atom: Any) -> Any:
-        return _literal(atom) if isinstance(atom, core.Literal) else values[atom]
+        value = _literal(atom) if isinstance(atom, core.Literal) else values[atom]
+        return value.compute() if isinstance(value, Folded) else value
 
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "conv_general_dilated":  # later uses of the image also read it from memory
+        folded = _folded(eqn, values, rules, in_loop) if all(uses[v] == 1 for v in eqn.outvars) else None
+        if folded is not None:
+            values[eqn.outvars[0]] = folded  # computed where it is used, and only there
+            continue
+        if rules.barriers and eqn.primitive.name == "conv_general_dilated":  # later uses also read it from memory
             values[eqn.invars[0]] = computed_once(read(eqn.invars[0]))
         inputs = [read(atom) for atom in eqn.invars]
         with eqn.ctx.manager:
-            form = _form(eqn, in_loop)
+            form = rules.form(eqn, in_loop)
             if form:
                 outputs: Any = form(*inputs)
             else:
-                bound: Any = eqn.primitive.get_bind_params(_rewrite_inside(eqn, in_loop))
+                bound: Any = eqn.primitive.get_bind_params(_rewrite_inside(eqn, rules, in_loop))
                 subfuns, params = bound if isinstance(bound, tuple) else ((), bound)  # a tuple before JAX 0.10
                 outputs = eqn.primitive.bind(*subfuns, *inputs, **params)
         outputs = outputs if eqn.primitive.multiple_results else [outputs]
@@ -141,7 +155,7 @@ def _literal(literal: core.Literal) -> Any:
     return np.asarray(literal.val, aval.dtype) if hasattr(aval, "dtype") and not aval.weak_type else literal.val
 
 
-def _rewrite_inside(eqn: Any, in_loop: bool) -> dict[str, Any]:
+def _rewrite_inside(eqn: Any, rules: Rules, in_loop: bool) -> dict[str, Any]:
     """The parameters of an equation; jaxprs among them are rewritten if they contain something to rewrite."""
     if eqn.primitive.name not in _CALLS:
         return eqn.params
@@ -151,12 +165,12 @@ def _rewrite_inside(eqn: Any, in_loop: bool) -> dict[str, Any]:
         if isinstance(value, tuple):
             return tuple(map(rewrite, value))
         inner = value.jaxpr if isinstance(value, core.ClosedJaxpr) else value
-        if not isinstance(inner, core.Jaxpr) or not _has_work(inner, within):
+        if not isinstance(inner, core.Jaxpr) or not _has_work(inner, rules, within):
             return value
         consts = value.consts if isinstance(value, core.ClosedJaxpr) else ()
         avals: list[Any] = [v.aval for v in inner.invars]
         types = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in avals]
-        rewritten = jax.make_jaxpr(lambda *args: _run(inner, consts, args, within))(*types)
+        rewritten = jax.make_jaxpr(lambda *args: _run(inner, consts, args, rules, within))(*types)
         if isinstance(value, core.ClosedJaxpr):
             return rewritten
         return value if rewritten.consts else rewritten.jaxpr
@@ -164,14 +178,37 @@ def _rewrite_inside(eqn: Any, in_loop: bool) -> dict[str, Any]:
     return {name: rewrite(value) for name, value in eqn.params.items()}
 
 
-def _has_work(jaxpr: core.Jaxpr, in_loop: bool) -> bool:
+def _has_work(jaxpr: core.Jaxpr, rules: Rules, in_loop: bool) -> bool:
     """Whether the jaxpr, or a jaxpr inside it, contains an operation to rewrite."""
     for eqn in jaxpr.eqns:
-        if _form(eqn, in_loop):
+        if rules.form(eqn, in_loop) or (rules.summand and rules.summand(eqn)):
             return True
         within = in_loop or _CALLS.get(eqn.primitive.name, False)
-        for value in itertools.chain(*((v if isinstance(v, tuple) else (v,)) for v in eqn.params.values())):
-            inner = value.jaxpr if isinstance(value, core.ClosedJaxpr) else value
-            if isinstance(inner, core.Jaxpr) and _has_work(inner, within):
-                return True
+        if any(_has_work(inner, rules, within) for inner in inside(eqn)):
+            return True
     return False
+
+
+def _atoms(jaxpr: core.Jaxpr) -> Iterator[Any]:
+    """What its equations and its results use, once for each use."""
+    return itertools.chain(*(eqn.invars for eqn in jaxpr.eqns), jaxpr.outvars)
+
+
+def _folded(eqn: Any, values: dict[Any, Any], rules: Rules, in_loop: bool) -> Folded | None:
+    """A convolution that is not computed yet, or one with the factor or summand of this equation."""
+    if not rules.summand:
+        return None
+    operands = [_literal(a) if isinstance(a, core.Literal) else values[a] for a in eqn.invars]
+    if add := rules.summand(eqn):
+        spec, form = Spec.of(eqn), rules.form(eqn, in_loop)
+        x, kernel = (x.compute() if isinstance(x, Folded) else x for x in operands)
+        convolution = form or functools.partial(native, spec=spec)
+        result = eqn.outvars[0].aval
+        features = result.shape[spec.dimension_numbers.out_spec[1]]
+        return Folded(convolution, add, spec, x, kernel, features, result.dtype)
+    positions = [i for i, x in enumerate(operands) if isinstance(x, Folded)]
+    if len(positions) != 1 or len(operands) > 2:
+        return None
+    position = positions[0]
+    others = [x for i, x in enumerate(operands) if i != position]
+    return operands[position].then(eqn, position, others[0] if others else None)

@@ -14,7 +14,8 @@ from jaxscape.engine._compile import CAPACITY
 from jaxscape.engine._program import Load, Program
 from jaxscape.objective import Term, agree
 
-FIRST_BATCH = 128
+FIRST_BATCH = 128  # on a CPU
+FIRST_BATCH_OF_ACCELERATORS = 1024  # 94 % of the speed of 4,000 for a ResNet-56 on an H100
 CACHED = 8 * 32 * 32 * 3  # numbers in the first batch of images on a CPU: 8 images of CIFAR-10; 64 are 19 % slower
 WORTH = 10  # a trial, with its compilation, may take 1 / WORTH of the time that the work would take
 GAIN = 0.97  # a gain of less than 3 % is noise
@@ -50,9 +51,10 @@ def choose_load(
     """Choose the load that is fastest in short timed trials; the process remembers the measurements.
 
     The batch size starts at FIRST_BATCH examples, or for convolutions on a CPU at the number of examples that CACHED
-    allows. It grows by factors of two; if the first step up gains nothing, it shrinks by factors of two instead. Then
-    the number of points side by side grows from one by factors of four. Each search goes on as long as a step gains,
-    and the remaining work is worth a trial.
+    allows, and on accelerators at FIRST_BATCH_OF_ACCELERATORS, or less where their memory does not suffice. It grows by
+    factors of two; if the first step up gains nothing, it shrinks by factors of two instead. Then the number of points
+    side by side grows from one by factors of four. Each search goes on as long as a step gains, and the remaining work
+    is worth a trial.
 
     Args:
         program: A function that returns the program for a load.
@@ -66,7 +68,8 @@ def choose_load(
     """
     examples = term.examples
     batch_size, width = fixed
-    best = Load(min(batch_size or FIRST_BATCH, examples), width or 1)
+    first = FIRST_BATCH if jax.default_backend() == "cpu" else FIRST_BATCH_OF_ACCELERATORS
+    best = Load(min(batch_size or first, examples), width or 1)
     if batch_size and width:
         return best
     shapes = jax.tree.leaves(term.batch_like(examples))
@@ -81,6 +84,8 @@ def choose_load(
         best = best._replace(batch_size=max(1, min(best.batch_size, CACHED // max(largest, 1))))
     trial = _Trial(program, num_points * examples, known.seconds)
     if batch_size is None:
+        while best.batch_size > 1 and trial(best) == np.inf:  # the memory does not suffice
+            best = best._replace(batch_size=best.batch_size // 2)
         start = best
         best = _climb(trial, best, lambda load: load._replace(batch_size=min(2 * load.batch_size, examples)))
         if best == start:

@@ -3,9 +3,9 @@
     python -m benchmarks.gpu_surface [--minutes 8]
 
 The benchmark times float32, TF32 and bfloat16 for several batch sizes and numbers of points side by side, a few seconds
-each. Batches that divide the data waste nothing. Then it runs the whole surface with the fastest choice if the remaining time suffices; otherwise it prints the
-expected time. The surface of the paper's appendix A.5 took about an hour on 4 GPUs. The limit on one H100 is about
-92 s: the time to write and read all activations once in bfloat16.
+each; batches that divide the data waste nothing. Then it runs the whole surface with the fastest choice if the
+remaining time suffices; otherwise it prints the expected time. The surface of the paper's appendix A.5 took about an
+hour on 4 GPUs. The limit on one H100 is about 92 s: the time to write and read all activations once in bfloat16.
 """
 
 import argparse

@@ -1,14 +1,16 @@
 """Tests run on 8 virtual CPU devices in float64, so that references are tight and sharding is real."""
 
+import gc
 import os
 import shutil
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The networks of the tests are so small that compiling takes most of the time, a third of it for code that is not
-# optimized. XLA ends a process when a device waits 40 s for the others, and 8 devices on busy cores do. The user's
-# flags win: `XLA_FLAGS=--xla_backend_optimization_level=3 make test` tests optimized code.
+# optimized, and in one piece, since two processes share the cores. XLA ends a process when a device waits 40 s for the
+# others, and 8 devices on busy cores do. The user's flags win: `XLA_FLAGS=--xla_backend_optimization_level=3 make test`
+# tests optimized code.
 os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
     f"--xla_cpu_collective_call_terminate_timeout_seconds=3600 {os.getenv('XLA_FLAGS', '')}"
 )
 
@@ -18,6 +20,7 @@ import pytest
 
 import tests.shapes  # noqa: F401, `--jaxtyping-packages` in pyproject.toml names a function of it
 
+gc.set_threshold(200_000, 20, 100)  # tracing makes so many objects that collecting them takes a tenth of the time
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
 mpl.use("Agg")

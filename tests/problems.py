@@ -10,6 +10,17 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+
+
+def slow_unless(quick, *values):
+    """A case of a test that `make test-all` runs, and `make test` only if it is quick."""
+    return pytest.param(*values, marks=[] if quick else pytest.mark.slow)
+
+
+def slow_but(quick, values):
+    """The cases of a test, of which `make test` runs the quick ones."""
+    return [slow_unless(value in quick, value) for value in values]
 
 
 def mlp_params(widths=(5, 7, 4), seed=0, dtype=jnp.float64):

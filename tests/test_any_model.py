@@ -81,6 +81,7 @@ def test_the_same_call_works_and_is_right(make):
     grid = js.Grid(([-0.5, 0.0, 1.0], [0.0, 0.25]))
     ds = js.surface(params, loss_fn, (IMAGES, LABELS), directions=directions, grid=grid, batch_size=4, progress=False)
     loss_fn = jax.jit(loss_fn)
+    params, *directions = jax.device_get((params, *directions))  # in NumPy, where nothing is compiled
     for i, alpha in enumerate(grid.axes[0]):
         for j, beta in enumerate(grid.axes[1]):
             point = jax.tree.map(lambda p, d, e, a=float(alpha), b=float(beta): p + a * d + b * e, params, *directions)

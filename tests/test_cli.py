@@ -376,7 +376,7 @@ def test_points_are_one_or_two_numbers(run, capsys, points):
         pytest.param(
             "os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=5'", "5", marks=pytest.mark.slow
         ),
-        ("jax.devices()", "1"),
+        pytest.param("jax.devices()", "1", marks=pytest.mark.slow),
     ],
     ids=["each core", "config", "flag", "too late"],
 )

@@ -14,6 +14,7 @@ from jaxscape.convolution import _cpu, _forms, compiler_options, fast_convolutio
 from jaxscape.convolution._forms import as_matrix, as_patches
 from jaxscape.convolution._rules import convolutions
 from models.resnet import ResNet
+from tests.problems import slow_unless
 
 RNG = np.random.default_rng(0)
 LAYOUTS = {"flax": ("NHWC", "HWIO", "NHWC"), "torch": ("NCHW", "OIHW", "NCHW"), "odd": ("HWNC", "IHWO", "CNHW")}
@@ -307,11 +308,15 @@ OPERANDS = {
     "per image": (3, 1, 1, 1),
     "at each place": FEW,
 }
+QUICK = [("per feature", FEW), ("per image", FEW), ("at each place", FEW[1:])]  # 3 s each: products of all operands
 
 
-@pytest.mark.parametrize("shape", OPERANDS.values(), ids=OPERANDS)
-@pytest.mark.parametrize("few", [FEW, FEW[1:]], ids=["images", "sequences"])
-def test_elementwise_operations_in_rows(few, shape):
+@pytest.mark.parametrize(
+    ("name", "few"),
+    [slow_unless((name, few) in QUICK, name, few) for name in OPERANDS for few in (FEW, FEW[1:])],
+)
+def test_elementwise_operations_in_rows(name, few):
+    shape = OPERANDS[name]
     shape = shape[-len(few) :] if len(shape) > 1 else shape
     x, y = (jnp.asarray(RNG.normal(size=few)) for _ in range(2))
     b = jnp.asarray(RNG.normal(size=shape))

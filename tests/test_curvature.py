@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 import jaxscape as js
 from jaxscape import runs
 from jaxscape.curvature import _product
-from tests.problems import classification_data, cross_entropy, mlp_apply, mlp_loss, mlp_params
+from tests.problems import classification_data, cross_entropy, mlp_apply, mlp_loss, mlp_params, slow_but, slow_unless
 
 
 def squared_error(outputs, labels):
@@ -38,6 +38,7 @@ def small_convolutions(params, batch):
     return x.mean((1, 2)) @ params["head"]
 
 
+@functools.cache
 def problem(name, loss=cross_entropy, examples=23):
     rng = np.random.default_rng(0)
 
@@ -68,6 +69,12 @@ def dense(loss_fn, params, data):
     return matrix, *np.linalg.eigh(matrix)
 
 
+@functools.cache
+def dense_of(name, loss=cross_entropy):
+    """`dense` of a problem, computed once for all tests."""
+    return dense(*problem(name, loss)[1:])
+
+
 def mesh(num):
     return Mesh(np.array(jax.devices()[:num]), ("data",))
 
@@ -81,18 +88,24 @@ def apply(product, params, seed=0):
 NAMES = ("mlp", "batch norm", "convolutions")
 
 
-@pytest.mark.parametrize("linearize", [True, False])
-@pytest.mark.parametrize("loss", [cross_entropy, squared_error])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "loss", "linearize"),
+    [
+        slow_unless((loss is cross_entropy) == linearize, name, loss, linearize)
+        for name in NAMES
+        for loss in (cross_entropy, squared_error)
+        for linearize in (True, False)
+    ],
+)
 def test_products_equal_the_dense_hessian(name, loss, linearize):
     _, loss_fn, params, data = problem(name, loss)
-    matrix = dense(loss_fn, params, data)[0]
+    matrix = dense_of(name, loss)[0]
     v, image = apply(js.hvp(loss_fn, params, data, batch_size=4, linearize=linearize), params)  # 23 examples: ragged
     np.testing.assert_allclose(image, matrix @ v, rtol=1e-10, atol=1e-10 * np.linalg.norm(matrix @ v))
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 23, "auto"])
-@pytest.mark.parametrize("devices", [1, 3, 8])
+@pytest.mark.parametrize("devices", slow_but([3], [1, 3, 8]))
 def test_products_do_not_depend_on_batches_and_devices(batch_size, devices):
     _, loss_fn, params, data = problem("mlp")
     expected = apply(js.hvp(loss_fn, params, data, batch_size=23, mesh=mesh(1)), params)[1]
@@ -135,7 +148,6 @@ def test_products_inside_a_transform():
 
     result = apply(functools.partial(anywhere, params), params)[1]
     np.testing.assert_allclose(result, expected, rtol=1e-11, atol=1e-13)
-    assert js.lanczos(jax.jit(product), params, key=jax.random.key(0)).converged
 
 
 def test_a_dict_with_other_metrics_and_padding_with_nan():
@@ -195,11 +207,17 @@ def test_linear_functions_are_kept_where_memory_allows(monkeypatch, name, free, 
     assert decisions == [keeps]
 
 
-@pytest.mark.parametrize("loss", [cross_entropy, squared_error])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        slow_unless((loss is cross_entropy) == (name == "convolutions"), name, loss)
+        for name in NAMES
+        for loss in (cross_entropy, squared_error)
+    ],
+)
 def test_extreme_eigenvalues_equal_the_dense_ones(name, loss):
     _, loss_fn, params, data = problem(name, loss)
-    _, values, vectors = dense(loss_fn, params, data)
+    _, values, vectors = dense_of(name, loss)
     result = js.extreme_eigenvalues(params, loss_fn, data, tol=1e-9, batch_size=4, max_matvecs=400, progress=False)
     assert result.converged
     np.testing.assert_allclose(result.min_eigenvalue, values[0], rtol=1e-8)
@@ -209,10 +227,10 @@ def test_extreme_eigenvalues_equal_the_dense_ones(name, loss):
         np.testing.assert_allclose(vector * np.sign(vector @ expected), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
+@pytest.mark.parametrize("which", slow_but(["LM", "BE"], ["LA", "SA", "LM", "BE"]))
 def test_top_eigenpairs_equal_the_dense_ones(which):
     _, loss_fn, params, data = problem("batch norm")
-    matrix, values, _ = dense(loss_fn, params, data)
+    matrix, values, _ = dense_of("batch norm")
     order = {
         "LA": np.argsort(-values)[:4],
         "SA": np.argsort(values)[:4],
@@ -230,7 +248,7 @@ def test_top_eigenpairs_equal_the_dense_ones(which):
 
 def test_ignored_leaves_take_no_part():
     _, loss_fn, params, data = problem("batch norm")
-    matrix = dense(loss_fn, params, data)[0]
+    matrix = dense_of("batch norm")[0]
     takes_part = np.concatenate([np.full(leaf.size, leaf.ndim > 1) for leaf in jax.tree.leaves(params)])
     values = np.linalg.eigvalsh(matrix[np.ix_(takes_part, takes_part)])
     result = js.extreme_eigenvalues(params, loss_fn, data, tol=1e-9, ignore="bias_norm", progress=False)
@@ -270,7 +288,7 @@ def test_eigenvectors_are_axes_of_the_sharpest_plane():
 
 def test_trace_by_both_methods():
     _, loss_fn, params, data = problem("mlp")
-    matrix, values, _ = dense(loss_fn, params, data)
+    matrix, values, _ = dense_of("mlp")
     matvecs = {"hutchinson": 200, "hutch++": 60}
     for method, num in matvecs.items():
         errors, bars = zip(
@@ -302,10 +320,10 @@ def test_hutch_plus_plus_has_smaller_error_bars_than_hutchinson():
     assert bars[0] < 0.6 * bars[1]
 
 
-@pytest.mark.parametrize("name", ["mlp", pytest.param("convolutions", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", slow_but(["mlp"], ["mlp", "convolutions"]))
 def test_density_integrates_to_one_and_matches_the_histogram(name):
     _, loss_fn, params, data = problem(name)
-    _, values, _ = dense(loss_fn, params, data)
+    _, values, _ = dense_of(name)
     sigma = (values[-1] - values[0]) / 20
     result = js.spectral_density(
         params, loss_fn, data, num_probes=60, num_steps=30, sigma=sigma, num_points=400, mesh=mesh(1), progress=False
@@ -328,7 +346,7 @@ def test_density_integrates_to_one_and_matches_the_histogram(name):
 def test_random_directions_have_the_mean_curvature():
     """Paper, section 6: the curvatures of a random plane are weighted averages of the full ones."""
     _, loss_fn, params, data = problem("convolutions")
-    matrix, values, vectors = dense(loss_fn, params, data)
+    matrix, values, vectors = dense_of("convolutions")
     flat, unravel = ravel_pytree(params)
     u = jax.random.normal(jax.random.key(0), (400, len(flat)))
     u /= jnp.linalg.norm(u, axis=1, keepdims=True)

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 import jaxscape as js
 from jaxscape import engine
 from jaxscape.engine import Load, Program, _strategy
-from jaxscape.objective import Objective, stack_batches, trace
-from tests.problems import classification_data, launch, mlp_loss, mlp_params
+from jaxscape.objective import Objective, cached_examples, stack_batches, trace
+from tests.problems import classification_data, launch, mlp_loss, mlp_params, slow_but
 
 PARAMS, DATA = mlp_params(), classification_data(examples=37)
 DIRECTIONS = js.random_directions(0, PARAMS)
@@ -36,7 +36,7 @@ def batch_mean(params, batch):
 # ---- meshes and loads
 
 
-@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4), (1, 8)])
+@pytest.mark.parametrize("shape", slow_but([(4, 2), (1, 8)], [(8, 1), (4, 2), (2, 4), (1, 8)]))
 @pytest.mark.parametrize("loss", [mlp_loss, batch_mean], ids=["examples", "means"])
 def test_points_and_data_shared_in_any_proportion(shape, loss):
     one = plane(loss, mesh=mesh(1))
@@ -54,7 +54,7 @@ def test_a_mesh_of_data_only_and_one_of_three_axes():
         np.testing.assert_allclose(plane(mesh=other).loss, plane(mesh=mesh(1)).loss, rtol=1e-12)
 
 
-@pytest.mark.parametrize("width", engine.WIDTHS)
+@pytest.mark.parametrize("width", slow_but([2, 64], engine.WIDTHS))
 def test_points_side_by_side(width):
     ds = plane(points_per_step=width)
     np.testing.assert_allclose(ds.loss, plane(points_per_step=1).loss, rtol=1e-12)
@@ -268,7 +268,8 @@ def test_native_convolutions_are_not_vmapped_on_a_cpu_and_start_from_what_is_cac
     def loss(kernel, batch):
         return jax.lax.conv(batch[0].transpose(0, 3, 1, 2), kernel, (1, 1), "SAME").mean((1, 2, 3))
 
-    first = _strategy.CACHED // (9 * 9 * 5)
+    first = cached_examples((np.ones((1, 9, 9, 5)),))
+    assert first == 8 * 32 * 32 * 3 // (9 * 9 * 5)
     clock.cost = distance(2 * first, 64)
     assert choose(examples=200, loss=loss, params=jnp.ones((2, 5, 3, 3))) == (2 * first, 1)
     assert clock.tried[0] == (first, 1)

@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxscape.linalg import _krylov as krylov
 from jaxscape.linalg import _ritz as ritz
 from jaxscape.linalg import lanczos
+from tests.problems import slow_unless
 
 NEAR = np.linspace(0, 1e-3, 10)
 # Most have 50 values, so that the programs of one serve the others.
@@ -41,8 +42,10 @@ def both_ends(spectrum, tol=1e-6, max_matvecs=400, **options):
     return a, lanczos(lambda v: a @ v, jnp.zeros(len(spectrum)), **options)
 
 
-@pytest.mark.parametrize("max_basis", [8, 40])
-@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize(
+    ("name", "max_basis"),
+    [slow_unless(i % 2 == (basis == 8), name, basis) for i, name in enumerate(SPECTRA) for basis in (8, 40)],
+)
 def test_both_ends_of_given_spectra(name, max_basis):
     spectrum, tol = SPECTRA[name], 1e-6
     a, result = both_ends(spectrum, tol, max_basis=max_basis)

@@ -9,6 +9,7 @@ from flax import nnx
 import models
 from models import num_params
 from models.resnet import Block, ResNet
+from tests.problems import slow_unless
 
 # Trainable parameters for 32x32x3 images and 10 classes, by arithmetic from the original definitions.
 COUNTS = {
@@ -44,14 +45,10 @@ COUNTS = {
 
 
 # Tracing takes 3 to 11 s for a deep or wide network; each family of `models.registry` has a quick one.
-QUICK = ("resnet20", "resnet56", "resnet18", "resnet34", "resnet50", "wrn56_2")
+QUICK = [("resnet20", True), ("resnet20", False), ("resnet18", True), ("resnet50", True), ("wrn56_2", True)]
 
 
-def slow_unless(quick, *values):
-    return pytest.param(*values, marks=[] if quick else pytest.mark.slow)
-
-
-@pytest.mark.parametrize(("name", "shortcuts"), [slow_unless(case[0] in QUICK, *case) for case in COUNTS])
+@pytest.mark.parametrize(("name", "shortcuts"), [slow_unless(case in QUICK, *case) for case in COUNTS])
 def test_parameter_counts(name, shortcuts):
     abstract = nnx.eval_shape(lambda: models.create(name, shortcuts=shortcuts))
     assert num_params(abstract) == COUNTS[name, shortcuts]

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 import jaxscape as js
 from jaxscape.objective import Objective, trace
-from tests.problems import classification_data, compilations, mlp_loss, mlp_params
+from tests.problems import classification_data, compilations, mlp_loss, mlp_params, slow_but
 
 GRID = js.Grid.line(-1, 1, 3)
 PARAMS = {"w": jnp.ones((2, 2))}
@@ -650,7 +650,7 @@ RIGHT = {
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_mean_over_examples_passes(name):
     params, loss, data = RIGHT[name]()
-    for batch_size in ("auto", 1, 3):
+    for batch_size in ("auto", 1):
         js.surface(params, loss, data, directions=[params], grid=GRID, progress=False, batch_size=batch_size)
 
 
@@ -703,7 +703,7 @@ def test_memory_that_runs_out_in_the_check_halves_the_batch(monkeypatch):
 # ---- meshes of the user
 
 
-@pytest.mark.parametrize("kind", ["Explicit", "Auto"])
+@pytest.mark.parametrize("kind", slow_but(["Explicit"], ["Explicit", "Auto"]))
 def test_everything_runs_inside_a_users_mesh(kind):
     devices = np.array(jax.devices()[:4])
     axis_types = (getattr(jax.sharding.AxisType, kind),)

@@ -52,6 +52,7 @@ def test_a_run_keeps_its_steps_in_16_bits(stepped, tmp_path):
     same(run.steps.variables(-1), from_vector(to_vector(exact, first, "float16"), first))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_same_steps(stepped, tmp_path, monkeypatch):
     config, out = dataclasses.replace(CONFIG, epochs=2, save_steps=2), tmp_path / "run"
     monkeypatch.setattr("training.folder._TOGETHER", 0)  # each is written at once

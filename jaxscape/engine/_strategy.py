@@ -1,7 +1,6 @@
 """The choice of how many examples and points are evaluated together: by short trials, where the work is worth them."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +11,10 @@ from jax.sharding import Mesh
 
 from jaxscape.engine._compile import CAPACITY
 from jaxscape.engine._program import Load, Program
-from jaxscape.objective import Term, agree
+from jaxscape.objective import Term, agree, cached_examples
 
 FIRST_BATCH = 128  # on a CPU
 FIRST_BATCH_OF_ACCELERATORS = 1024  # 94 % of the speed of 4,000 for a ResNet-56 on an H100
-CACHED = 8 * 32 * 32 * 3  # numbers in the first batch of images on a CPU: 8 images of CIFAR-10; 64 are 19 % slower
 WORTH = 10  # a trial, with its compilation, may take 1 / WORTH of the time that the work would take
 GAIN = 0.97  # a gain of less than 3 % is noise
 ENOUGH = 0.05  # a call of this many seconds stands out from noise
@@ -50,11 +48,11 @@ def choose_load(
 ) -> Load:
     """Choose the load that is fastest in short timed trials; the process remembers the measurements.
 
-    The batch size starts at FIRST_BATCH examples, or for convolutions on a CPU at the number of examples that CACHED
-    allows, and on accelerators at FIRST_BATCH_OF_ACCELERATORS, or less where their memory does not suffice. It grows by
-    factors of two; if the first step up gains nothing, it shrinks by factors of two instead. Then the number of points
-    side by side grows from one by factors of four. Each search goes on as long as a step gains, and the remaining work
-    is worth a trial.
+    The batch size starts at FIRST_BATCH examples, or for convolutions on a CPU at the number of examples that its
+    cache holds, and on accelerators at FIRST_BATCH_OF_ACCELERATORS, or less where their memory does not suffice. It
+    grows by factors of two; if the first step up gains nothing, it shrinks by factors of two instead. Then the number
+    of points side by side grows from one by factors of four. Each search goes on as long as a step gains, and the
+    remaining work is worth a trial.
 
     Args:
         program: A function that returns the program for a load.
@@ -80,8 +78,7 @@ def choose_load(
     if known.slow_vmap is None:
         known.slow_vmap = _has_slow_vmap(program(best))
     if known.slow_vmap and not batch_size:
-        largest = max(math.prod(x.shape[1:]) for x in shapes)
-        best = best._replace(batch_size=max(1, min(best.batch_size, CACHED // max(largest, 1))))
+        best = best._replace(batch_size=min(best.batch_size, cached_examples(term.data)))
     trial = _Trial(program, num_points * examples, known.seconds)
     if batch_size is None:
         while best.batch_size > 1 and trial(best) == np.inf:  # the memory does not suffice

@@ -1,6 +1,13 @@
 """What the loss is: a function over data, traced; its weights, terms, precision and identity; batches and devices."""
 
-from jaxscape.objective._batches import as_batch_size, even_size, num_examples, rows_of, stack_batches
+from jaxscape.objective._batches import (
+    as_batch_size,
+    cached_examples,
+    even_size,
+    num_examples,
+    rows_of,
+    stack_batches,
+)
 from jaxscape.objective._devices import DATA_AXIS, agree, default_mesh, fetch, place, use_all_cores
 from jaxscape.objective._objective import WEIGHT, Objective, Term, split_terms
 from jaxscape.objective._trace import PRECISIONS, Computation, Traced, abstract, is_traced, trace
@@ -16,6 +23,7 @@ __all__ = [
     "abstract",
     "agree",
     "as_batch_size",
+    "cached_examples",
     "default_mesh",
     "even_size",
     "fetch",

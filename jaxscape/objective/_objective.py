@@ -12,7 +12,7 @@ from jax.extend import core
 from jaxtyping import Array
 
 from jaxscape import trees
-from jaxscape.objective._batches import even_size, num_examples, rows_of
+from jaxscape.objective._batches import cached_examples, even_size, num_examples, rows_of
 from jaxscape.objective._check import check_is_mean
 from jaxscape.objective._jaxpr import Identity, depends_on
 from jaxscape.objective._trace import PRECISIONS, Computation, Traced, abstract, is_traced, trace
@@ -20,8 +20,6 @@ from jaxscape.types import Data, LossFn, Params
 
 WEIGHT = "weight"
 """The metric that weighs the examples."""
-
-CANONICAL_BATCH = 128  # examples of the trace that identifies a loss: also the load that most first trials begin with
 
 
 class Term:
@@ -33,6 +31,7 @@ class Term:
         examples: Their number.
         per_example: For each metric whether the loss gives it per example (True) or as the mean of a batch (False).
         weighted: Whether the loss gives weights.
+        canonical: Examples in the batch whose trace identifies the loss.
         verdict: A call that raises a ValueError if the loss turns out to be no mean over examples, see `check_is_mean`.
             What computes with the term calls it before it gives a result.
     """
@@ -59,7 +58,8 @@ class Term:
         self._function = functools.partial(_metrics, loss_fn, self._argument, data is None)
         self._params, self._compute_dtype = abstract(params), compute_dtype
         self._traced: dict[int, Traced] = {}
-        self.canonical = even_size(self.examples, CANONICAL_BATCH)
+        # The first trials on a CPU begin with as many, so that one trace serves; fewer than 8 would check little.
+        self.canonical = even_size(self.examples, int(np.clip(cached_examples(self.data), 8, 128)))
         shapes = self.traced(self.canonical).computation.shapes
         self.weighted = WEIGHT in shapes
         self.per_example = {name: bool(shape.ndim) for name, shape in shapes.items() if name != WEIGHT}

@@ -88,7 +88,9 @@ def fake_load_run(path):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jaxscape.runs", SimpleNamespace(load_run=fake_load_run))
-    monkeypatch.setattr(plot, "save", functools.partial(plot.save, dpi=40))  # 200 take a second for each picture
+    # Pixels and layout are for the tests of `plot`: here they would take a second for each picture.
+    monkeypatch.setattr(plot, "save", functools.partial(plot.save, dpi=40))
+    monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda *_: None)
     folder = tmp_path / "run"
     folder.mkdir()
     yield folder

@@ -129,7 +129,8 @@ def _run(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any], rules: R
         return value.compute() if isinstance(value, Folded) else value
 
     for eqn in jaxpr.eqns:
-        folded = _folded(eqn, values, rules, in_loop) if all(uses[v] == 1 for v in eqn.outvars) else None
+        once = [uses[v] for v in eqn.outvars] == [1]
+        folded = _folded(eqn, values, rules, in_loop) if once else None
         if folded is not None:
             values[eqn.outvars[0]] = folded  # computed where it is used, and only there
             continue

@@ -218,7 +218,11 @@ def trajectory_animation(
         ax.title.set_text(f"{title}, {when}" if title else when)
         return [line for line, *_ in moving]
 
-    return FuncAnimation(ax.figure.figure, show, frames=frames, interval=1000 / fps)
+    show(frames - 1)  # with its longest title
+    figure = ax.figure.figure
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it would be made anew for each frame, a quarter of the time
+    return FuncAnimation(figure, show, frames=frames, interval=1000 / fps)
 
 
 def _in_planes(results: Any, name: str, *, one_plane: bool) -> dict[str, xr.Dataset]:

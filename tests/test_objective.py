@@ -601,6 +601,11 @@ WRONG = {
     "sum of a batch": lambda: (PARAMS, lambda p, x: (x @ p["w"]).sum(), X),
     "divided by the batch": lambda: (PARAMS, lambda p, x: (x @ p["w"]).sum(-1) / len(x), X),
     "centred": lambda: (PARAMS, lambda p, x: ((x - x.mean(0)) ** 2).sum(-1), X),
+    "large examples": lambda: (  # of which a batch has 8
+        PARAMS,
+        lambda p, x: (x[:, :2] @ p["w"]).sum(-1) / len(x),
+        np.ones((40, 32 * 32 * 3)),
+    ),
 }
 
 
@@ -617,6 +622,24 @@ def test_a_loss_that_is_no_mean_over_examples_is_refused(name):
         with pytest.raises(ValueError, match=message):
             call()
         call(check=False)
+
+
+@pytest.mark.parametrize("shape", [(40, 24, 24, 5), (200, 9, 9, 5)])
+def test_a_call_traces_a_loss_once(shape, monkeypatch):
+    """The batch that identifies a loss is that with which its first trial begins."""
+    monkeypatch.setattr("jaxscape.engine._strategy.WORTH", np.inf)  # no other load is tried
+    batches = []
+
+    def loss(p, x):
+        batches.append(len(x))
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, p, (1, 1), "SAME", dimension_numbers=numbers).mean((1, 2, 3))
+
+    params, images = jnp.ones((3, 3, shape[-1], 2)), np.ones(shape)
+    for _ in range(2):
+        batches.clear()
+        js.surface(params, loss, images, directions=[params], grid=GRID, progress=False)
+    assert batches == [8 if shape[1] == 24 else 50]
 
 
 def test_the_term_that_is_no_mean_is_named():

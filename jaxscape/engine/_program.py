@@ -12,9 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxscape.convolution import has_native_convolution
 from jaxscape.engine._compile import CAPACITY, compiled
-from jaxscape.objective import DATA_AXIS, Computation, Term, default_mesh, even_size, fetch, place, stack_batches
+from jaxscape.objective import DATA_AXIS, Term, default_mesh, even_size, fetch, place, stack_batches
 from jaxscape.types import Params
 
 Pending = Callable[[], dict[str, np.ndarray]]
@@ -84,10 +83,6 @@ class Program:
         """How many examples there are before batch ``last`` of each share of the data."""
         return int(self._rows(0, last).sum())
 
-    def has_convolution(self) -> bool:
-        """Whether a convolution of the loss is left to XLA."""
-        return _has_convolution(self._loss)
-
     def summaries(self, coords: np.ndarray, last: int | None = None) -> Pending:
         """The sums of `summarize` for each batch, shape ``(points, batches, 5)``.
 
@@ -141,11 +136,6 @@ class Program:
         out = self._run(keep)(*self._operands, *points, limits)
         self.term.verdict()  # after the call that compiles, since the check compiles beside it
         return lambda: {name: values[slots] for name, values in fetch(out).items()}
-
-
-@functools.lru_cache(maxsize=64)
-def _has_convolution(loss: Computation) -> bool:
-    return has_native_convolution(loss.jaxpr)
 
 
 def ahead(calls: Iterator[tuple[Any, Pending]]) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxscape.convolution import has_native_convolution
 from jaxscape.engine._compile import CAPACITY
 from jaxscape.engine._program import Load, Program
 from jaxscape.objective import Term, agree, cached_examples
@@ -76,7 +77,7 @@ def choose_load(
     while len(_known) > REMEMBERED:
         del _known[next(iter(_known))]
     if known.slow_vmap is None:
-        known.slow_vmap = _has_slow_vmap(program(best))
+        known.slow_vmap = _has_slow_vmap(term)
     if known.slow_vmap and not batch_size:
         best = best._replace(batch_size=min(best.batch_size, cached_examples(term.data)))
     trial = _Trial(program, num_points * examples, known.seconds)
@@ -126,9 +127,9 @@ class _Trial:
         return candidate in self.table or left > WORTH * max(spent for _, spent in self.table.values())
 
 
-def _has_slow_vmap(program: Program) -> bool:
-    """Whether the program has a convolution on a CPU: under vmap it is 8 to 9 times slower, and a trial takes 17 s."""
-    return jax.default_backend() == "cpu" and program.has_convolution()
+def _has_slow_vmap(term: Term) -> bool:
+    """Whether the loss has a convolution on a CPU: under vmap it is 8 to 9 times slower, and a trial takes 17 s."""
+    return jax.default_backend() == "cpu" and has_native_convolution(term.traced(term.canonical).computation.jaxpr)
 
 
 def _measure(program: Program) -> float:

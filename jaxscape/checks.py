@@ -33,16 +33,23 @@ def as_params(params: Any, name: str = "params") -> Params:
     for path, leaf in leaves:
         dtype = getattr(leaf, "dtype", type(leaf).__name__)
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(
-                f"{name}{jax.tree_util.keystr(path)} is {dtype}, but every leaf must be a floating array. Keep the "
-                "trainable leaves only, e.g. `nnx.split(model, nnx.Param, ...)` or `eqx.partition(model, "
+            cure = (
+                "Pass its real and imaginary parts as two leaves."
+                if "complex" in str(dtype)
+                else "Keep the trainable leaves only, e.g. `nnx.split(model, nnx.Param, ...)` or `eqx.partition(model, "
                 "eqx.is_inexact_array)`, and put the rest back inside loss_fn."
+            )
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} is {dtype}, but every leaf must be a floating array. {cure}"
             )
     return jax.tree.map(_as_array, params)
 
 
 def like(params: Params, tree: Any, name: str, leading: Sequence[int] = ()) -> Params:
     """Check that ``tree`` has the leaves of ``params``, and give it the very structure of ``params``.
+
+    Leaves are matched by their paths, never by their order: an OrderedDict, or a dict that another library filled, may
+    hold the same leaves in another order.
 
     Args:
         params: The reference.
@@ -64,11 +71,26 @@ def like(params: Params, tree: Any, name: str, leading: Sequence[int] = ()) -> P
         if path not in wanted:
             raise ValueError(f"{name} has a leaf {path}, which params lacks; build it from the same pytree.")
     leaves = jax.tree.leaves(as_params(tree, name))
+    if wanted != given:
+        _check_distinct(wanted, "params")
+        _check_distinct(given, name)
+        by_path = dict(zip(given, leaves, strict=True))
+        leaves = [by_path[path] for path in wanted]
     for path, leaf, reference in zip(wanted, leaves, jax.tree.leaves(params), strict=True):
         expected = (*leading, *reference.shape)
         if leaf.shape != expected:
             raise ValueError(f"{name}{path} has shape {leaf.shape}, expected {expected} as in params.")
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def _check_distinct(paths: Sequence[str], name: str) -> None:
+    """Refuse leaves that share a path, of trees whose order differs: nothing tells which is which."""
+    repeated = next((path for path in paths if paths.count(path) > 1), None)
+    if repeated is not None:
+        raise ValueError(
+            f"{name} has several leaves with the path {repeated}, in another order than the other pytree; register the "
+            "class with `jax.tree_util.register_pytree_with_keys` and a name for each leaf."
+        )
 
 
 def _as_array(leaf: Any) -> Array:
@@ -88,6 +110,39 @@ def _as_array(leaf: Any) -> Array:
         return array
     mesh = Mesh(sharding.mesh.devices, sharding.mesh.axis_names)
     return jax.device_put(array, NamedSharding(mesh, sharding.spec))
+
+
+def check_count(value: Any, name: str, least: int = 1) -> None:
+    """Check that a number of things is an integer.
+
+    Args:
+        value: What the caller passed.
+        name: What the caller's argument is called, for the message.
+        least: The smallest number allowed.
+
+    Raises:
+        TypeError: It is no integer.
+        ValueError: It is too small.
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}, expected an integer of at least {least}.")
+    if value < least:
+        raise ValueError(f"{name} is {value}, expected an integer of at least {least}.")
+
+
+def check_mesh(mesh: Any) -> None:
+    """Check that devices are given as a mesh, or not at all.
+
+    Args:
+        mesh: What the caller passed.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"mesh is {type(mesh).__name__}, expected a jax.sharding.Mesh of devices, or None for all devices."
+        )
 
 
 def as_key(key: PRNGKeyArray | int, name: str = "key") -> PRNGKeyArray:

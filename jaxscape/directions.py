@@ -14,7 +14,15 @@ from jaxtyping import Array, Key, PRNGKeyArray
 from jaxscape import checks, trees
 from jaxscape.checks import as_key
 from jaxscape.meshes import outside_meshes
-from jaxscape.normalize import check_norm, explanation, filters_of_leaves, reasons_to_ignore, rescale, warn_of_doubts
+from jaxscape.normalize import (
+    check_norm,
+    described,
+    explanation,
+    filters_of_leaves,
+    reasons_to_ignore,
+    rescale,
+    warn_of_doubts,
+)
 from jaxscape.types import FilterAxis, Ignore, Norm, Params
 
 
@@ -58,7 +66,7 @@ class Directions:
         ]
         like = parts[0][0]
         bases = [checks.like(like, part.basis, f"directions[{i}]", (len(part),)) for i, part in enumerate(parts)]
-        rules = parts[0].rules if len({part.rules for part in parts}) == 1 else ()
+        rules = parts[0].rules if len({part.rules_of(like) for part in parts}) == 1 else ()
         recipes = list(dict.fromkeys(part.recipe for part in parts))
         recipe = recipes[0] if len(recipes) == 1 else (("directions", " + ".join(map(_kind, recipes))),)
         return cls(jax.tree.map(lambda *x: jnp.concatenate(x), *bases), rules, recipe)
@@ -77,6 +85,14 @@ class Directions:
     def __iter__(self) -> Iterator[Params]:
         return (self[i] for i in range(len(self)))
 
+    def rules_of(self, params: Params) -> tuple[str, ...]:
+        """The rule of each leaf, in the order that ``params`` has its leaves in."""
+        here, there = trees.leaf_names(self.basis), trees.leaf_names(params)
+        if not self.rules or here == there:
+            return self.rules
+        by_path = dict(zip(here, self.rules, strict=True))
+        return tuple(by_path[path] for path in there)
+
     @outside_meshes
     def orthogonalize(self) -> "Directions":
         """Gram-Schmidt: subtract from each direction its components along the directions before it.
@@ -91,15 +107,18 @@ class Directions:
             ValueError: A direction lies in the span of the directions before it.
         """
         orthogonal: list[Params] = []
+        units: list[Params] = []
         for i, direction in enumerate(self):
             rest = direction
             for _ in range(2):  # twice is enough: the second pass removes the rounding error of the first (Kahan)
-                for other in orthogonal:
-                    rest = trees.axpy(-trees.dot(other, rest) / trees.dot(other, other), other, rest)
+                for unit in units:
+                    rest = trees.axpy(-trees.dot(unit, rest), unit, rest)
             eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(direction))
-            if not float(trees.norm(rest)) > 10 * eps * float(trees.norm(direction)):
+            length = trees.norm(rest)
+            if not float(length) > 10 * eps * float(trees.norm(direction)):
                 raise ValueError(f"direction {i} lies in the span of the directions before it; leave it out.")
             orthogonal.append(rest)
+            units.append(jax.tree.map(lambda x, length=length: x / length, rest))
         basis = jax.tree.map(lambda *x: jnp.stack(x), *orthogonal)
         return Directions(basis, self.rules, (*self.recipe, ("orthogonalized", "Gram-Schmidt")))
 
@@ -123,7 +142,7 @@ class Directions:
         table = {
             "leaf": names,
             "shape": [leaf.shape for leaf in leaves],
-            "rule": self.rules or ("as given",) * len(names),
+            "rule": self.rules_of(params) or ("as given",) * len(names),
         }
         for i in range(len(self)):
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -208,17 +227,17 @@ def random_directions(
     """
     params = checks.as_params(params)
     check_norm(norm)
-    if num < 1:
-        raise ValueError(f"num is {num}, expected at least 1 direction.")
+    checks.check_count(num, "num")
     keys = jax.vmap(functools.partial(jax.random.fold_in, as_key(key)))(jnp.arange(num))
     leaves, treedef = jax.tree.flatten(params)
+    ranks = trees.ranks(params)
     reasons, filters = reasons_to_ignore(params, ignore), filters_of_leaves(params, filter_axis)
     warn_of_doubts(params, norm, ignore, filter_axis, reasons, filters)
     basis = [
-        _draw(keys, j, leaf, norm, part.axes)
+        _draw(keys, rank, leaf, norm, part.axes)
         if reason is None
         else jnp.zeros((num, *leaf.shape), trees.working_dtype(leaf))
-        for j, (leaf, reason, part) in enumerate(zip(leaves, reasons, filters, strict=True))
+        for rank, leaf, reason, part in zip(ranks, leaves, reasons, filters, strict=True)
     ]
     rules = [
         explanation(norm, leaf.shape, reason, part) for leaf, reason, part in zip(leaves, reasons, filters, strict=True)
@@ -226,8 +245,8 @@ def random_directions(
     recipe = {
         "directions": "random",
         "norm": norm,
-        "ignore": _described(ignore),
-        "filter_axis": _described(filter_axis),
+        "ignore": described(ignore),
+        "filter_axis": described(filter_axis),
     }
     recipe["direction_key"] = ",".join(map(str, jax.random.key_data(as_key(key)).ravel().tolist()))
     return Directions(jax.tree.unflatten(treedef, basis), tuple(rules), tuple((k, str(v)) for k, v in recipe.items()))
@@ -259,11 +278,6 @@ def _normal(key: PRNGKeyArray, size: int, dtype: Any) -> Array:
     return jax.lax.fori_loop(0, -(-size // CHUNK), chunk, jnp.zeros(size, dtype))
 
 
-def _described(option: Any) -> str:
-    """An option as text; a function by its name."""
-    return getattr(option, "__name__", "function") if callable(option) else str(option)
-
-
 @outside_meshes
 def direction_between(a: Params, b: Params) -> Params:
     """The direction from one minimizer to another, ``b - a``; a has coordinate 0 and b has coordinate 1.
@@ -278,14 +292,19 @@ def direction_between(a: Params, b: Params) -> Params:
         b: The params at coordinate 1, with the same leaves.
 
     Returns:
-        A pytree like ``a``.
+        A pytree like ``a``; the difference is computed in at least float32, and stays in that dtype.
 
     Raises:
         ValueError: The leaves of a and b differ; the message has the path of the leaf.
         TypeError: A leaf is not floating.
     """
     a = checks.as_params(a, "a")
-    return jax.tree.map(jnp.subtract, checks.like(a, b, "b"), a)
+
+    def difference(x: Array, y: Array) -> Array:  # in 16 bits it would be rounded, and beyond 65504 infinite
+        dtype = jnp.promote_types(trees.working_dtype(x), trees.working_dtype(y))
+        return y.astype(dtype) - x.astype(dtype)
+
+    return jax.tree.map(difference, a, checks.like(a, b, "b"))
 
 
 def as_directions(directions: Any, params: Params) -> Directions:
@@ -302,7 +321,8 @@ def as_directions(directions: Any, params: Params) -> Directions:
         ValueError: A leaf is missing, is not in params, or has another shape; the message has its path.
     """
     if not isinstance(directions, Directions):
-        is_list = isinstance(directions, list | tuple) and trees.leaf_names(directions) != trees.leaf_names(params)
+        is_tree = sorted(trees.leaf_names(directions)) == sorted(trees.leaf_names(params))
+        is_list = isinstance(directions, list | tuple) and not is_tree
         directions = Directions.stack(directions if is_list else [directions])
     basis = checks.like(params, directions.basis, "directions", (len(directions),))
-    return Directions(basis, directions.rules, directions.recipe)
+    return Directions(basis, directions.rules_of(params), directions.recipe)

@@ -80,8 +80,11 @@ class Grid:
                 or repeats.
         """
         for axis in axes:
-            if len(axis) != 3 or int(axis[2]) != axis[2] or axis[2] < 1:
-                raise ValueError(f"grid axis {axis!r}: expected (start, stop, num) with num a positive integer.")
+            if np.ndim(axis) != 1 or len(axis) != 3 or int(axis[2]) != axis[2] or axis[2] < 1:
+                raise ValueError(
+                    f"grid axis {axis!r}: expected a tuple (start, stop, num) for each axis, with num a positive "
+                    "integer; of one axis alone js.Grid.line(start, stop, num)."
+                )
         return cls(tuple(np.linspace(a, b, int(num)) for a, b, num in axes or ((-1.0, 1.0, 51),) * 2))
 
     @property

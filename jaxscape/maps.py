@@ -13,12 +13,13 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from jaxscape import checks, trees
-from jaxscape.curvature import Options, hessian_product, plane_columns, plane_curvatures
+from jaxscape.curvature import Options, PlaneAxes, hessian_product, plane_axes, plane_columns, plane_curvatures
 from jaxscape.directions import Directions
 from jaxscape.grid import Grid
 from jaxscape.linalg import Goal, Matvec, check_options, krylov
 from jaxscape.meshes import outside_meshes
-from jaxscape.objective import num_examples, rows_of
+from jaxscape.normalize import described
+from jaxscape.objective import num_examples, refuse_inside_transform, rows_of
 from jaxscape.subspace import Subspace
 from jaxscape.sweep import SHARE, Store, device_groups, in_shares, on_grid, provenance, to_dataset
 from jaxscape.types import Data, Ignore, LossFn, Params
@@ -36,8 +37,8 @@ _LONG_NAMES = {
     "plane_hessian": "second derivatives of the loss in the coordinates",
 }
 
-AtPoint = Callable[[Subspace, Matvec, Directions, int], dict[str, Any]]
-"""The values at a point, of its product and its number."""
+AtPoint = Callable[[Subspace, Matvec, PlaneAxes, int], dict[str, Any]]
+"""The values at a point, of its product, the axes of the plane and the number of the point."""
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,12 @@ def eigenvalue_map(
             result; or params, data or loss_fn are wrong, as `hvp` says.
         TypeError: A leaf of params is not floating.
     """
+    refuse_inside_transform("js.eigenvalue_map")
     check_options(2, max_matvecs, tol, max_basis)
     options: dict[str, Any] = {"tol": tol, "max_matvecs": max_matvecs, "max_basis": max_basis}
     point_keys = _point_keys(checks.as_key(key))
 
-    def at_point(subspace: Subspace, matvec: Matvec, directions: Directions, point: int) -> dict[str, Any]:
+    def at_point(subspace: Subspace, matvec: Matvec, axes: PlaneAxes, point: int) -> dict[str, Any]:
         first, later = point_keys(point)
         noise = jax.random.normal(first, (subspace.size,), subspace.dtype)
         pairs = krylov(matvec, noise, later, Goal(2, "BE", tol), max_matvecs=max_matvecs, max_basis=max_basis)
@@ -151,7 +153,7 @@ def eigenvalue_map(
             "converged": bool(pairs.converged.all()),
             "num_matvecs": int(pairs.num_matvecs),
         }
-        return ends | plane_curvatures(subspace, matvec, directions)
+        return ends | plane_curvatures(matvec, axes)
 
     products = Options(batch_size, ignore, check)
     plane = _Plane(directions, grid, subset, products, mesh, store, seed, progress)
@@ -223,10 +225,11 @@ def plane_hessian(
         TypeError: A leaf of params is not floating.
     """
 
-    def at_point(subspace: Subspace, matvec: Matvec, directions: Directions, point: int) -> dict[str, Any]:
-        del point  # nothing is drawn at random
-        return plane_curvatures(subspace, matvec, directions)
+    def at_point(subspace: Subspace, matvec: Matvec, axes: PlaneAxes, point: int) -> dict[str, Any]:
+        del subspace, point  # nothing is drawn at random
+        return plane_curvatures(matvec, axes)
 
+    refuse_inside_transform("js.plane_hessian")
     plane = _Plane(directions, grid, subset, Options(batch_size, None, check), mesh, store, seed, progress)
     return _map(at_point, {}, (params, loss_fn, data), {"method": "plane"}, plane)
 
@@ -259,22 +262,24 @@ def _map(
     params, product = hessian_product(loss_fn, params, data, plane.products, groups[0])
     coords = grid.points()
     attrs = provenance(product.objective, params, directions.basis)
-    ignore = str(plane.products.ignore)
+    ignore = described(plane.products.ignore)
     kinds = {**kinds, **plane_columns(len(directions))}
     columns: dict[str, np.ndarray] = {name: np.zeros(len(coords), kind) for name, kind in kinds.items()}
     store = None
     if plane.store is not None:
         axes = [list(axis) for axis in grid.axes]
-        identity = {**recipe, "fingerprint": attrs["fingerprint"], "ignore": ignore, "axes": axes}
+        identity = {**recipe, "fingerprint": attrs["fingerprint"], "axes": axes}
+        identity["free_leaves"] = product.subspace.free_names
         store = Store(plane.store, identity, len(coords), SHARE, columns)
 
     def begin_group(group: Mesh) -> Callable[[int], dict[str, Any]]:
         local = product.on(group)
         origin, basis = jax.device_put((params, directions.basis), group.local_devices[0])
+        axes = plane_axes(local.subspace, Directions(basis))
 
         def visit(i: int) -> dict[str, Any]:
             matvec = local.at(_displace(origin, basis, coords[i]))
-            return at_point(local.subspace, matvec, Directions(basis), i)
+            return at_point(local.subspace, matvec, axes, i)
 
         return visit
 

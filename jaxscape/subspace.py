@@ -55,6 +55,11 @@ class Subspace(NamedTuple):
         return jax.tree.unflatten(self.treedef, leaves)
 
     @property
+    def free_names(self) -> list[str]:
+        """The paths of the leaves in the vector: what an ``ignore`` came to, whatever function it was."""
+        return [name for name, free in zip(trees.leaf_names(self.params_like), self.free, strict=True) if free]
+
+    @property
     def size(self) -> int:
         """The length of a flat vector."""
         return sum(math.prod(shape) for shape, free in zip(self.shapes, self.free, strict=True) if free)

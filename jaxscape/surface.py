@@ -16,8 +16,8 @@ from jaxscape.directions import Directions, direction_between
 from jaxscape.engine import Evaluation
 from jaxscape.grid import Grid
 from jaxscape.meshes import outside_meshes
-from jaxscape.objective import Objective, as_batch_size
-from jaxscape.sweep import Store, in_blocks, on_grid, provenance, to_dataset
+from jaxscape.objective import Objective, as_batch_size, refuse_inside_transform
+from jaxscape.sweep import Store, check_names, in_blocks, on_grid, provenance, to_dataset, unresolved_share
 from jaxscape.types import Data, LossFn, Params
 
 
@@ -53,7 +53,8 @@ def surface(
     ({'alpha': 5, 'beta': 3}, 2.0)
 
     Args:
-        params: Any pytree of floating arrays.
+        params: Any pytree of floating arrays. A displaced point is computed in float32 or better and rounded to the
+            dtype of each leaf: 16-bit leaves move in steps.
         loss_fn: ``loss_fn(params, batch)`` -> the loss of each example, shape ``(batch,)``; or a dict of such vectors
             with the key ``"loss"``, each a variable of the result. The key ``"weight"`` weighs the examples: every mean
             is ``sum(w * x) / sum(w)`` over all data, whatever the batches. A scalar is taken as the batch mean; then
@@ -95,16 +96,24 @@ def surface(
         ``ds.loss[i, j]`` is at ``params + alpha[i] * directions[0] + beta[j] * directions[1]``.
 
         NaN and infinite losses are stored as they are and counted in ``attrs["nonfinite_points"]``. The attrs say how
-        the result was made; ``center_loss`` is the loss at params.
+        the result was made; ``center_loss`` is the loss at params. Where params have 16 bits, ``unresolved_share`` is
+        the share of the weights that rounding holds where they are from one point to the next.
+
+    Warns:
+        UserWarning: 16 bits hold more than half of the weights where they are from one point to the next.
 
     Raises:
         ValueError: A tolerance is negative or not finite, params or data is empty, leaves of data differ in length, a
             direction is not like params, the grid has another number of axes than there are directions, loss_fn gives
-            a wrong shape or is no mean over examples, ``store`` is given with ``rtol``, or it holds another result.
-        TypeError: A leaf of params is not floating, or loss_fn is no function.
+            a wrong shape, is no mean over examples, or names a metric as the result names something else, ``store`` is
+            given with ``rtol``, or it holds another result.
+        TypeError: A leaf of params is not floating, loss_fn is no function, or grid, mesh, seed or a tolerance is of
+            another type.
     """
+    refuse_inside_transform("js.surface")
     params = checks.as_params(params)
     _check_tolerance(rtol, atol)
+    checks.check_mesh(mesh)
     if store is not None and rtol is not None:
         raise ValueError(f"store is {str(store)!r} with rtol={rtol!r}, but only exact points are kept; leave one out.")
     load = (as_batch_size(batch_size), None if points_per_step == "auto" else _as_points_per_step(points_per_step))
@@ -112,7 +121,10 @@ def surface(
     directions, grid = on_grid(directions, grid, params, seed)
     start = time.perf_counter()
     objective = Objective.of(loss_fn, params, data, compute_dtype=compute_dtype, check=check, batch_size=load[0])
+    check_names(objective.metrics, grid.names)
     attrs = provenance(objective, params, directions.basis)
+    share = unresolved_share(params, directions.basis, grid, compute_dtype)
+    attrs |= {} if share is None else {"unresolved_share": round(share, 3)}
     coords, center = _with_center(grid)
     where = (objective, params, directions.basis, coords)
     options: dict[str, Any] = {"load": load, "mesh": mesh, "progress": progress}
@@ -180,6 +192,8 @@ def interpolate(
 
 def _check_tolerance(rtol: float | None, atol: float) -> None:
     for name, value in (("rtol", rtol or 0.0), ("atol", atol)):
+        if not isinstance(value, int | float | np.number):
+            raise TypeError(f"{name} is {value!r}, expected a number, e.g. 0.01 for 1 %.")
         if not (np.isfinite(value) and value >= 0):
             raise ValueError(f"{name} is {value!r}, expected a number of at least 0.")
     if atol and rtol is None:

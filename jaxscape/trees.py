@@ -1,7 +1,8 @@
 """Arithmetic on pytrees."""
 
+import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,8 +40,72 @@ def dot(a: Params, b: Params) -> Float[Array, ""]:
 
 
 def norm(tree: Params) -> Float[Array, ""]:
-    """Euclidean norm over all leaves, ``sqrt(dot(tree, tree))``."""
-    return jnp.sqrt(dot(tree, tree))
+    """Euclidean norm over all leaves, also where the squares would overflow or underflow."""
+    leaves = [length(x.astype(working_dtype(x))).reshape(()) for x in jax.tree.leaves(tree)]
+    return length(jnp.stack(leaves)).reshape(())
+
+
+def length(x: Array, axes: Sequence[int] | None = None) -> Array:
+    """Euclidean norm along axes (None: all), which the result keeps with length 1.
+
+    Entries are divided by a power of two before they are squared, which is exact: in float32 the squares of entries
+    below 1e-23 are 0, and those of entries above 1e19 are infinite.
+
+    Args:
+        x: An array of at least float32.
+        axes: Which axes.
+
+    Returns:
+        The norms.
+    """
+    scale = power_of_two(x, axes)
+    return scale * jnp.sqrt(jnp.sum((x / scale) ** 2, axis=None if axes is None else tuple(axes), keepdims=True))
+
+
+def power_of_two(x: Array, axes: Sequence[int] | None = None) -> Array:
+    """A power of two near the largest magnitude along axes, at most that; 1 where this is 0 or not finite.
+
+    Args:
+        x: A floating array.
+        axes: Which axes (None: all); the result keeps them with length 1.
+
+    Returns:
+        Powers of two in the dtype of ``x``.
+    """
+    largest = jnp.max(jnp.abs(x), axis=None if axes is None else tuple(axes), keepdims=True, initial=0)
+    info = jnp.finfo(x.dtype)
+    as_int = jnp.dtype(f"int{info.bits}")
+    exponent = (2 ** (info.bits - 1 - info.nmant) - 1) << info.nmant  # these bits alone are the power of two
+    power = jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(largest, as_int) & exponent, x.dtype)
+    power = jnp.where((power > 0) & (power < jnp.inf), power, 1)  # subnormal numbers count as 0, as on most devices
+    return jnp.minimum(power, 2.0 ** (info.maxexp - 3))  # XLA may divide by multiplying with the inverse
+
+
+def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function whose float64 stays float64, whatever JAX is configured to.
+
+    Inner products of nearly parallel vectors need it: at an angle of 0.005, float32 leaves errors of 3 %.
+
+    Args:
+        function: Of pytrees of arrays; it says with `astype` what is to be float64.
+
+    Returns:
+        The function; not for use inside a JAX transform.
+    """
+    compiled = jax.jit(function)
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        with jax.enable_x64(True):
+            return compiled(*args)
+
+    return run
+
+
+def dot64(a: Params, b: Params) -> Array:
+    """Inner product in float64, inside a function of `in_float64`; products and sums are fused, without copies."""
+    parts = jax.tree.map(lambda x, y: jnp.sum(x.astype(jnp.float64) * y.astype(jnp.float64)), a, b)
+    return sum(jax.tree.leaves(parts), start=jnp.zeros((), jnp.float64))
 
 
 def axpy(scale: Any, x: Params, y: Params) -> Params:
@@ -124,6 +189,38 @@ def array_digest(array: Any) -> str:
     return digest.hexdigest()
 
 
+def ranks(tree: Any) -> list[int]:
+    """The place that each leaf has once the keys of every mapping are sorted: the same for a dict and an OrderedDict.
+
+    >>> from collections import OrderedDict
+    >>> ranks(OrderedDict(b=1.0, a=[2.0, 3.0]))
+    [2, 0, 1]
+
+    Returns:
+        One number for each leaf, in the order of the leaves.
+    """
+    seen: dict[Any, int] = {}
+    places = []
+    for i, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
+        place = []
+        for depth, entry in enumerate(path):
+            first = seen.setdefault(path[: depth + 1], i)  # the first leaf below this entry
+            is_key = isinstance(entry, jax.tree_util.DictKey)
+            place.append((type(entry.key).__name__, entry.key) if is_key else ("", first))
+        places.append(place)
+    try:
+        order = sorted(range(len(places)), key=places.__getitem__)
+    except TypeError:  # keys that cannot be sorted
+        return list(range(len(places)))
+    return np.argsort(order).tolist()
+
+
 def leaf_names(tree: Any) -> list[str]:
     """The readable path of each leaf, in order."""
     return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def named_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each leaf by its readable path; equal for pytrees that hold the same leaves in another order."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}

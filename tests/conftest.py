@@ -14,6 +14,7 @@ os.environ["XLA_FLAGS"] = (
     f"--xla_cpu_collective_call_terminate_timeout_seconds=3600 {os.getenv('XLA_FLAGS', '')}"
 )
 
+import hypothesis
 import jax
 import matplotlib as mpl
 import pytest
@@ -24,6 +25,27 @@ gc.set_threshold(200_000, 20, 100)  # tracing makes so many objects that collect
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
 mpl.use("Agg")
+# The same cases each time; a first case compiles.
+hypothesis.settings.register_profile("laws", max_examples=6, deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("laws")
+
+
+RUNS = ("test_resume", "test_runs", "test_steps", "test_train")
+
+
+def pytest_collection_modifyitems(items):
+    """Each file stays with one process of pytest-xdist, and the files that share a trained run with one of both."""
+    for item in items:
+        module = item.module.__name__.split(".")[-1]
+        item.add_marker(pytest.mark.xdist_group("run" if module in RUNS else module))
+
+
+@pytest.fixture(autouse=True)
+def _no_check_of_means(request, monkeypatch):
+    """The check that a loss is a mean over examples is a sixth of a first call: few tests need it each time."""
+    module = request.module.__name__.split(".")[-1]
+    if module not in ("test_any_model", "test_cli") and not request.node.get_closest_marker("check"):
+        monkeypatch.setattr("jaxscape.objective._objective.check_is_mean", lambda *_: lambda: None)
 
 
 @pytest.fixture(scope="session")

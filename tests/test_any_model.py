@@ -11,7 +11,7 @@ from flax import nnx
 import jaxscape as js
 from jaxscape import trees
 from models.resnet import ResNet
-from tests.problems import cross_entropy, mlp_loss, mlp_params
+from tests.problems import cross_entropy, mlp_loss, mlp_params, slow_but
 
 RNG = np.random.default_rng(0)
 IMAGES, LABELS = jnp.asarray(RNG.normal(size=(11, 4, 4, 1)), jnp.float32), jnp.asarray(RNG.integers(0, 3, 11))
@@ -74,7 +74,11 @@ def plain_dict():
     return mlp_params((16, 6, 3), dtype=jnp.float32), loss_fn, {}
 
 
-@pytest.mark.parametrize("make", [nnx_resnet, linen_cnn, equinox_cnn, plain_dict], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "make",
+    slow_but([equinox_cnn, plain_dict], [nnx_resnet, linen_cnn, equinox_cnn, plain_dict]),
+    ids=lambda f: f.__name__,
+)
 def test_the_same_call_works_and_is_right(make):
     params, loss_fn, options = make()
     directions = js.random_directions(0, params, **options)

@@ -236,6 +236,7 @@ def test_trajectory_is_that_of_the_library(run, capsys):
     assert is_png(run / "again.png")
 
 
+@pytest.mark.slow
 def test_trajectories_of_several_runs(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     other = tmp_path / "another"
@@ -253,6 +254,7 @@ def test_trajectories_of_several_runs(run, tmp_path, monkeypatch, capsys):
     assert "--animate is one picture" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_trajectories_in_other_planes(run, capsys):
     small = ["trajectory", str(run), "--points", "3"]
     assert cli.main([*small, "--directions", "random", "--seed", "4"]) == 0
@@ -266,6 +268,7 @@ def test_trajectories_in_other_planes(run, capsys):
     assert result.attrs["axis_labels"] == "end to start | random direction"
 
 
+@pytest.mark.slow
 def test_trajectories_of_steps_and_with_batch_statistics(run, tmp_path, capsys):
     assert cli.main(["trajectory", str(run), "--points", "3", "--steps"]) == 0
     np.testing.assert_array_equal(read(run / "trajectory.zarr").epoch, [0, 0.5, 1])

@@ -14,7 +14,7 @@ from jaxscape.convolution import _cpu, _forms, compiler_options, fast_convolutio
 from jaxscape.convolution._forms import as_matrix, as_patches
 from jaxscape.convolution._rules import convolutions
 from models.resnet import ResNet
-from tests.problems import slow_unless
+from tests.problems import slow_but, slow_unless
 
 RNG = np.random.default_rng(0)
 LAYOUTS = {"flax": ("NHWC", "HWIO", "NHWC"), "torch": ("NCHW", "OIHW", "NCHW"), "odd": ("HWNC", "IHWO", "CNHW")}
@@ -102,7 +102,10 @@ def compare(fun, x, k, backend="cpu"):
     same(results[2], expected)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+FEW_CASES = ("plain", "uneven", "stride", "dilated image", "groups", "odd layout", "float32")
+
+
+@pytest.mark.parametrize("case", [slow_unless(name in FEW_CASES, CASES[name]) for name in CASES], ids=CASES)
 @pytest.mark.usefixtures("always")
 def test_values_gradients_and_hessian_vector_products(case):
     fun, x, k = problem(**case)
@@ -122,7 +125,10 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("case", PAIRS.values(), ids=PAIRS)
+FEW_PAIRS = ("plain", "uneven padding", "odd layout", "float32")
+
+
+@pytest.mark.parametrize("case", [slow_unless(name in FEW_PAIRS, PAIRS[name]) for name in PAIRS], ids=PAIRS)
 def test_pairs_of_pixels(case):
     fun, x, k = problem(**case, features=5)
     fast = fast_convolutions(fun, backend="cpu")
@@ -207,7 +213,7 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize("name", slow_but(["scan", "cond", "custom_jvp", "custom_vjp", "vmap"], WRAPPED))
 def test_it_reaches_through(name):
     fun = WRAPPED[name]
     k = jnp.stack([K, 2 * K]) if name == "vmap" else K
@@ -442,7 +448,7 @@ CHAINS = {
 
 
 @pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
-@pytest.mark.parametrize("features", [16, 96], ids=["blocks", "single pixels"])
+@pytest.mark.parametrize("features", slow_but([16], [16, 96]), ids=["blocks", "single pixels"])
 def test_what_follows_a_convolution_becomes_part_of_it_on_a_gpu(features, chain):
     x, k, *numbers = (
         jnp.asarray(RNG.normal(size=shape), jnp.float32)

@@ -298,7 +298,7 @@ def test_trace_by_both_methods():
                     js.hessian_trace(
                         params, loss_fn, data, method=method, num_matvecs=num, key=k, mesh=mesh(1), progress=False
                     )
-                    for k in range(8)
+                    for k in range(6)
                 )
             ),
             strict=True,
@@ -309,6 +309,44 @@ def test_trace_by_both_methods():
     exact = js.hessian_trace(params, loss_fn, data, num_matvecs=3 * matrix.shape[0], mesh=mesh(1), progress=False)
     np.testing.assert_allclose(exact.trace, values.sum(), rtol=1e-9)
     assert exact.stderr == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "num_matvecs"),
+    [
+        slow_unless(quick, method, num)
+        for quick, method, num in (
+            (True, "hutchinson", 2),
+            (True, "hutch++", 6),
+            (False, "hutchinson", 6),
+            (False, "hutch++", 9),
+            (False, "hutch++", 12),
+        )
+    ],
+)
+def test_error_bars_of_few_products_hold(method, num_matvecs):
+    """Ordinary standard errors of 2 to 3 values had held in 56 to 88 % of the cases."""
+    values = np.random.default_rng(0).normal(size=60)
+    turned = np.linalg.qr(np.random.default_rng(1).normal(size=(60, 60)))[0]
+    matrix = jnp.asarray(turned @ np.diag(values) @ turned.T)
+    operator = js.Operator.of(jax.jit(lambda v: matrix @ v), jnp.zeros(60))
+    estimates = [operator.trace(num_matvecs=num_matvecs, method=method, key=k, progress=False) for k in range(100)]
+    inside = np.mean([abs(e.trace - values.sum()) < 2 * e.stderr for e in estimates])
+    assert inside > 0.89  # of 95 %, three standard errors of 100 cases
+    assert all(e.num_matvecs <= num_matvecs for e in estimates)
+
+
+@pytest.mark.parametrize("sigma", slow_but([1e-6], [1e-6, 1e-3, 0.03]))
+def test_a_density_narrower_than_its_points_has_its_mass_in_place(sigma):
+    spectrum = jnp.array([-1.0, 0.305, 0.31, 2.0])
+    operator = js.Operator.of(lambda v: spectrum * v, jnp.zeros(4))
+    result = operator.spectral_density(sigma=sigma, num_points=100, num_probes=100, progress=False)
+    at = result.eigenvalue.values
+    np.testing.assert_allclose(np.trapezoid(result.density, at), 1, rtol=1e-8)
+    mass = result.density.values * (at[1] - at[0])
+    for eigenvalue, share in ((-1.0, 0.25), (0.3075, 0.5), (2.0, 0.25)):
+        near = abs(at - eigenvalue) <= max(4 * sigma, 0.04)
+        np.testing.assert_allclose(mass[near].sum(), share, atol=0.12)
 
 
 def test_hutch_plus_plus_has_smaller_error_bars_than_hutchinson():
@@ -329,7 +367,7 @@ def test_density_integrates_to_one_and_matches_the_histogram(name):
         params, loss_fn, data, num_probes=60, num_steps=30, sigma=sigma, num_points=400, mesh=mesh(1), progress=False
     )  # 30 steps are exact for polynomials of degree 59, and these Gaussians are of that degree to 1e-8
     at = result.eigenvalue.values
-    np.testing.assert_allclose(np.trapezoid(result.density, at), 1, rtol=1e-12)
+    np.testing.assert_allclose(np.trapezoid(result.density, at), 1, rtol=1e-8)
     exact = np.exp(-0.5 * ((at[:, None] - values) / sigma) ** 2).mean(1) / sigma / np.sqrt(2 * np.pi)
     score = (result.density.values - exact) / np.maximum(result.density_stderr.values, 1e-3 * exact.max())
     assert np.abs(score).max() < 5
@@ -343,6 +381,7 @@ def test_density_integrates_to_one_and_matches_the_histogram(name):
     assert abs(score) < 4
 
 
+@pytest.mark.slow
 def test_random_directions_have_the_mean_curvature():
     """Paper, section 6: the curvatures of a random plane are weighted averages of the full ones."""
     _, loss_fn, params, data = problem("convolutions")
@@ -374,7 +413,7 @@ BAD_CALLS = {
     "num_matvecs": (lambda c: c.call(js.hessian_trace, num_matvecs=5), r"num_matvecs is 5, .* 6 for hutch\+\+"),
     "num_probes": (lambda c: c.call(js.spectral_density, num_probes=1), "num_probes is 1, expected at least 2"),
     "num_steps": (lambda c: c.call(js.spectral_density, num_steps=0), "num_steps is 0, expected at least 1"),
-    "num_points": (lambda c: c.call(js.spectral_density, num_points=1), "num_points is 1, expected at least 2"),
+    "num_points": (lambda c: c.call(js.spectral_density, num_points=1), "num_points is 1, expected at least 8"),
     "sigma": (lambda c: c.call(js.spectral_density, sigma=-1.0), "sigma is -1.0, expected a positive width"),
 }
 
@@ -403,6 +442,8 @@ def test_bad_types():
     _, loss_fn, _, data = problem("mlp")
     with pytest.raises(TypeError, match=r"params\['n'\] is int"):
         js.hvp(loss_fn, {"n": jnp.arange(3)}, data)
+    with pytest.raises(TypeError, match="mesh is int, expected a jax.sharding.Mesh of devices, or None"):
+        js.hvp(loss_fn, mlp_params(), data, mesh=3)
     with pytest.raises(TypeError, match="k is 2.0, expected an integer"):
         js.top_eigenpairs(mlp_params(), loss_fn, data, 2.0)
     with pytest.raises(TypeError, match="model_fn is str, expected a function"):

@@ -8,6 +8,7 @@ import scipy.stats
 
 import jaxscape as js
 from jaxscape import directions, trees
+from tests.problems import slow_but
 
 RNG = np.random.default_rng(0)
 PARAMS = {
@@ -63,7 +64,7 @@ def reference(norm, raw, weights):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("ignore", ["bias_norm", None])
+@pytest.mark.parametrize("ignore", slow_but(["bias_norm"], ["bias_norm", None]))
 def test_normalizations_against_loops(norm, ignore):
     raw = js.random_directions(2, PARAMS, num=1, norm=None, ignore=None)[0]
     direction = js.random_directions(2, PARAMS, num=1, norm=norm, ignore=ignore)[0]
@@ -175,7 +176,8 @@ def test_direction_between_reaches_the_other_end():
     [
         ({"norm": "filters"}, ValueError, "norm is 'filters', expected one of 'filter', 'layer'"),
         ({"ignore": "bias"}, ValueError, "ignore is 'bias', expected 'bias_norm', None or a predicate"),
-        ({"num": 0}, ValueError, "num is 0, expected at least 1"),
+        ({"num": 2.5}, TypeError, "num is 2.5, expected an integer of at least 1"),
+        ({"num": 0}, ValueError, "num is 0, expected an integer of at least 1"),
         ({"filter_axis": 2}, ValueError, r"filter_axis 2 is outside params\['dense'\]\['kernel'\] of shape \(5, 7\)"),
     ],
 )

@@ -1,5 +1,6 @@
 """Both ends of the Hessian's spectrum over a plane, against dense Hessians at every point; stored and resumed."""
 
+import functools
 import subprocess
 import sys
 
@@ -106,6 +107,7 @@ def test_devices_do_not_matter(whole, shape):
         xr.testing.assert_identical(result.drop_attrs(), whole.drop_attrs())
 
 
+@pytest.mark.slow
 def test_params_that_are_tied_to_a_device(whole):
     tied = jax.device_put(PARAMS, jax.devices()[3])
     result = js.eigenvalue_map(
@@ -292,6 +294,30 @@ names = "min_eigenvalue", "max_eigenvalue", "num_matvecs", "plane_hessian"
 np.savez(f"{out}/{index}.npz", one=one.max_eigenvalue, end=ends.max_eigenvalue, refused=refused,
          **{n: plain[n] for n in names}, **{f"stored_{n}": stored[n] for n in names})
 """
+
+
+def free_of(name):
+    """Different predicates with one name and one text."""
+
+    class Predicate:
+        def __call__(self, path, leaf):
+            return name in jax.tree_util.keystr(path)
+
+        def __repr__(self):
+            return "predicate"
+
+    return Predicate()
+
+
+def test_predicates_are_told_apart_by_the_leaves_they_leave_out(tmp_path):
+    """Not by their text, which two may share, nor by their address, which is another one in a new process."""
+    small = {"grid": js.Grid.plane((0, 1, 1), (0, 1, 1)), "directions": directions(), "progress": False}
+    call = functools.partial(js.eigenvalue_map, PARAMS, loss_fn, DATA, store=tmp_path / "map.zarr", **small)
+    first = call(ignore=free_of("bias"))
+    again = call(ignore=lambda path, leaf: "bias" in jax.tree_util.keystr(path))
+    xr.testing.assert_identical(again.drop_attrs(), first.drop_attrs())
+    with pytest.raises(ValueError, match="free_leaves is"):
+        call(ignore=free_of("kernel"))
 
 
 @pytest.mark.slow

@@ -32,7 +32,8 @@ def test_defaults():
         (lambda: js.Grid(([0.0], [1.0, np.nan])), "grid axis beta has 1 NaN or infinite points"),
         (lambda: js.Grid(([0.0, 1.0, 0.0],)), "grid axis alpha repeats 0.0"),
         (lambda: js.Grid.line(0, 1, 0), "num a positive integer"),
-        (lambda: js.Grid.plane((0, 1)), r"expected \(start, stop, num\)"),
+        (lambda: js.Grid.plane((0, 1)), r"expected a tuple \(start, stop, num\)"),
+        (lambda: js.Grid.plane(-1, 1, 5), r"grid axis -1: expected a tuple .* alone js.Grid.line"),
         (lambda: js.Grid.plane((0, 1, 2.5)), "num a positive integer"),
     ],
 )

@@ -609,7 +609,11 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
+QUICK = ("dropout", "random", "tokens, sorted", "divided by the batch", "large examples")
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("name", slow_but(QUICK, WRONG))
 def test_a_loss_that_is_no_mean_over_examples_is_refused(name):
     params, loss, data = WRONG[name]()
     message = (
@@ -624,6 +628,7 @@ def test_a_loss_that_is_no_mean_over_examples_is_refused(name):
         call(check=False)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("shape", [(40, 24, 24, 5), (200, 9, 9, 5)])
 def test_a_call_traces_a_loss_once(shape, monkeypatch):
     """The batch that identifies a loss is that with which its first trial begins."""
@@ -642,6 +647,7 @@ def test_a_call_traces_a_loss_once(shape, monkeypatch):
     assert batches == [8 if shape[1] == 24 else 50]
 
 
+@pytest.mark.check
 def test_the_term_that_is_no_mean_is_named():
     loss = {"good": lambda p, x: x.sum(-1) * p["w"][0, 0], "bad": lambda p, x: x.sum() * p["w"][0, 0]}
     with pytest.raises(ValueError, match=r"loss_fn\['bad'\] is no mean over examples"):
@@ -670,11 +676,12 @@ RIGHT = {
 }
 
 
+@pytest.mark.check
+@pytest.mark.parametrize("batch_size", slow_but(["auto"], ["auto", 1]))
 @pytest.mark.parametrize("name", RIGHT)
-def test_a_mean_over_examples_passes(name):
+def test_a_mean_over_examples_passes(name, batch_size):
     params, loss, data = RIGHT[name]()
-    for batch_size in ("auto", 1):
-        js.surface(params, loss, data, directions=[params], grid=GRID, progress=False, batch_size=batch_size)
+    js.surface(params, loss, data, directions=[params], grid=GRID, progress=False, batch_size=batch_size)
 
 
 NO_MEAN = {
@@ -682,6 +689,7 @@ NO_MEAN = {
     "tolerance": lambda loss: losses(loss, rtol=0.1),
     "interpolate": lambda loss: js.interpolate(PARAMS, PARAMS, loss, X, grid=GRID, progress=False),
     "hvp": lambda loss: js.hvp(loss, PARAMS, X),
+    "hvp inside a transform": lambda loss: jax.jit(lambda v: js.hvp(loss, PARAMS, X)(v))(PARAMS),
     "ggn": lambda loss: js.ggn_product(lambda p, x: x @ p["w"], lambda y, x: loss({"w": 1.0}, y), PARAMS, X),
     "pairs": lambda loss: js.top_eigenpairs(PARAMS, loss, X, 1, progress=False),
     "map": lambda loss: js.eigenvalue_map(PARAMS, loss, X, **MAP),
@@ -692,6 +700,7 @@ NO_MEAN = {
 }
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("call", NO_MEAN.values(), ids=NO_MEAN)
 def test_every_call_waits_for_the_verdict(call):
     """The check runs in a thread; no result is given before it has ended."""
@@ -699,6 +708,7 @@ def test_every_call_waits_for_the_verdict(call):
         call(lambda p, x: ((x @ p["w"] if jnp.ndim(p["w"]) else x) ** 2).sum(-1) / len(x))
 
 
+@pytest.mark.check
 def test_memory_that_runs_out_in_the_check_halves_the_batch(monkeypatch):
     from jaxscape.objective import _check
 
@@ -782,6 +792,7 @@ def test_a_loss_that_updates_state_runs_as_under_jit():
 # ---- arrays that are tied to devices
 
 
+@pytest.mark.check
 def test_params_data_and_closed_over_arrays_on_different_devices():
     devices = jax.devices()
     params, data = jax.device_put(PARAMS, devices[1]), jax.device_put(X, devices[2])

@@ -46,6 +46,7 @@ def test_scipy_takes_an_operator(gauss_newton):
     assert jax.tree.structure(tree) == jax.tree.structure(PARAMS)
 
 
+@pytest.mark.slow
 def test_the_spectrum_of_a_gauss_newton_matrix(gauss_newton):
     operator, dense = gauss_newton
     values = np.linalg.eigvalsh(dense)
@@ -72,6 +73,51 @@ def test_an_operator_that_anybody_gives():
         js.Operator.of(lambda v: v, {"n": jnp.arange(3)})
     with pytest.raises(ValueError, match=r"v has no leaf \['b'\]"):
         operator({"a": diagonal["a"]})
+
+
+def test_a_product_that_gives_its_argument_back():
+    """The space that is used up holds that very array."""
+    ends = js.lanczos(lambda v: v, jnp.zeros(5), key=0)
+    np.testing.assert_allclose([ends.min_eigenvalue, ends.max_eigenvalue], 1, rtol=1e-6)
+    density = js.Operator.of(lambda v: v, jnp.zeros(5)).spectral_density(num_probes=2, progress=False)
+    np.testing.assert_allclose(density.attrs["mean_eigenvalue"], 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("linearize", [True, False])
+def test_a_linear_loss_has_the_hessian_zero(linearize):
+    params, data = {"w": jnp.ones((2, 3))}, np.arange(1.0, 9.0)
+    hessian = js.hvp(lambda p, x: x * p["w"].sum(), params, data, linearize=linearize, batch_size=3)
+    assert not hessian(params)["w"].any()
+
+
+def cubes(p, x):
+    return x * (p["w"] ** 3).sum()
+
+
+def test_an_operator_that_is_made_inside_a_transform():
+    params, data = {"w": jnp.arange(1.0, 4.0)}, np.ones(5)
+    inside = jax.jit(lambda v: js.hvp(cubes, params, data)(v))(params)["w"]
+    np.testing.assert_allclose(inside, 6 * params["w"] ** 2)
+    gradient = jax.grad(lambda v: (js.hvp(cubes, params, data)(v)["w"] ** 2).sum() / 2)(params)["w"]
+    np.testing.assert_allclose(gradient, (6 * params["w"]) ** 2 * params["w"])
+
+
+CALLS = {
+    "js.surface": lambda p: js.surface(p, cubes, np.ones(5)).loss,
+    "js.eigenvalue_map": lambda p: js.eigenvalue_map(p, cubes, np.ones(5)).ratio,
+    "js.plane_hessian": lambda p: js.plane_hessian(p, cubes, np.ones(5)).plane_hessian,
+    "js.pca_directions": lambda p: js.pca_directions([p, p])[1],
+    "js.project": lambda p: js.project([p], p, [p]).distance,
+    "top_eigenpairs": lambda p: js.hvp(cubes, p, np.ones(5)).top_eigenpairs(1).eigenvalues,
+    "trace": lambda p: js.hvp(cubes, p, np.ones(5)).trace().trace,
+    "spectral_density": lambda p: js.hvp(cubes, p, np.ones(5)).spectral_density().density,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_with_results_on_the_host_are_refused_inside_a_transform(name):
+    with pytest.raises(TypeError, match=f"{name} is called inside a JAX transform, such as jax.jit, but its result"):
+        jax.jit(CALLS[name])({"w": jnp.arange(1.0, 4.0)})
 
 
 def test_a_result_is_shown_as_a_summary():

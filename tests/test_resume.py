@@ -45,6 +45,7 @@ def test_a_finished_or_different_run_is_not_overwritten(copy):
         train.train(dataclasses.replace(CONFIG, lr=0.2), copy, resume=True)
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_tables(copy):
     pytest.importorskip("tensorboardX")
     from tensorboardX.proto.event_pb2 import Event

@@ -6,6 +6,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -73,6 +74,7 @@ def test_eight_devices_train_as_one():
         np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_has_the_mean_gradient():
     rows = np.arange(31)
     options = config(accumulate=4, momentum=0.0, weight_decay=0.0)
@@ -93,6 +95,7 @@ def test_a_batch_in_parts_has_the_mean_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), after.batch_stats, stats)
 
 
+@pytest.mark.slow
 def test_bfloat16_steps_are_near_those_of_float32():
     states = []
     for precision in ("float32", "bfloat16"):

@@ -20,6 +20,7 @@ def stepped(tmp_path_factory):
     return train.train(config, tmp_path_factory.mktemp("runs") / "steps", progress=False)
 
 
+@pytest.mark.slow
 def test_steps_lie_between_the_epochs(stepped):
     assert stepped.steps.epochs == (0, 2 / 6, 4 / 6, 1, 8 / 6, 10 / 6, 2)  # 1437 digits make 6 batches
     for step, epoch in ((0, 0), (3, 1), (6, 2)):
@@ -31,6 +32,7 @@ def test_steps_lie_between_the_epochs(stepped):
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("float16", 2**-11), ("bfloat16", 2**-8)])
+@pytest.mark.slow
 def test_steps_in_16_bits_are_as_near_as_stated(stepped, dtype, error):
     first, exact = stepped.steps.variables(0), stepped.steps.variables(-1)
     rounded = from_vector(to_vector(exact, first, dtype), first)
@@ -44,6 +46,7 @@ def test_steps_in_16_bits_are_as_near_as_stated(stepped, dtype, error):
     same(from_vector(to_vector(first, first, dtype), first), first)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_steps_in_16_bits(stepped, tmp_path):
     config = dataclasses.replace(CONFIG, epochs=2, save_steps=6, steps_dtype="float16")
     run = train.train(config, tmp_path / "run", progress=False)

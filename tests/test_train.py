@@ -92,6 +92,7 @@ def test_divergence_names_the_last_good_checkpoint(tmp_path, capsys):
     assert [row["epoch"] for row in js.load_run(tmp_path / "run").metrics] == [0, 1]
 
 
+@pytest.mark.slow
 def test_label_noise_is_in_the_training_labels_and_stays(tmp_path):
     options = config(epochs=1, batch_size=2000, label_noise=0.5, seed=3)
     run = train.train(options, tmp_path / "run", progress=False)

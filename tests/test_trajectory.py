@@ -176,7 +176,7 @@ def with_nan(path, index):
             {},
             r"checkpoints\[7\]\['layer0'\]\['bias'\] has shape \(6,\), expected \(7,",
         ),
-        (walk(), {"num": 0}, "num is 0, expected at least 1"),
+        (walk(), {"num": 0}, "num is 0, expected an integer of at least 1"),
         (walk(), {"center": "first"}, "center is 'first', expected 'last' or 'mean'"),
         (walk(), {"ignore": "all"}, "ignore is 'all'"),
     ],
@@ -373,6 +373,7 @@ def test_other_planes_origins_and_grids():
     np.testing.assert_array_equal(line.epoch, np.arange(7))
 
 
+@pytest.mark.slow
 def test_a_random_plane_holds_little_of_a_path():
     path = walk(widths=(5, 40, 40, 4))
     principal, random = (

@@ -193,6 +193,7 @@ def hessian_product(
 
 def one_mesh(mesh: Mesh | None) -> Mesh:
     """All devices of a mesh along one axis, which shares the examples."""
+    checks.check_mesh(mesh)
     return Mesh(np.array(jax.devices()) if mesh is None else mesh.devices.ravel(), (DATA_AXIS,))
 
 

@@ -1,15 +1,54 @@
 """What a plane shows of the Hessian."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxscape import trees
 from jaxscape.directions import Directions
 from jaxscape.linalg import Matvec
 from jaxscape.subspace import Subspace
+
+
+class PlaneAxes(NamedTuple):
+    """Orthonormal axes of the plane of some directions: ``direction_k = sum_r coefficients[r, k] * vectors[r]``.
+
+    Attributes:
+        vectors: As rows of shape ``(axes, n)``; fewer than directions where one depends on the others, or lies in
+            leaves that are left out.
+        coefficients: The directions in these axes, shape ``(axes, directions)``, float64.
+    """
+
+    vectors: Array
+    coefficients: np.ndarray
+
+
+def plane_axes(subspace: Subspace, directions: Directions) -> PlaneAxes:
+    """Orthonormal axes of a plane, in float64 up to the last rounding.
+
+    The curvature along nearly parallel directions would be a difference of products with errors far larger than itself;
+    products with orthonormal vectors have errors of their own size only.
+
+    Args:
+        subspace: The leaves that curvature is taken in.
+        directions: Those of the plane; they may have any lengths and angles.
+
+    Returns:
+        The axes. What a direction has outside of the span of the others counts as rounding, and is dropped, if it is
+        shorter than 16 times the machine precision times the direction.
+    """
+    vectors = [subspace.extract(direction) for direction in directions]
+    metric = np.asarray(_inner(vectors, vectors))
+    lengths = np.sqrt(np.diag(metric))
+    units = np.where(lengths > 0, lengths, 1)
+    squares, rotation = np.linalg.eigh(metric / np.outer(units, units))
+    used = squares > max((16 * float(jnp.finfo(subspace.dtype).eps)) ** 2, 1e-13)
+    combination = rotation[:, used] / np.sqrt(squares[used]) / units[:, None]
+    coefficients = np.sqrt(squares[used])[:, None] * rotation[:, used].T * lengths
+    rows = [_combined(vectors, column) for column in combination.T]
+    return PlaneAxes(jnp.stack(rows) if rows else jnp.zeros((0, subspace.size), subspace.dtype), coefficients)
 
 
 def plane_columns(num: int) -> dict[str, Any]:
@@ -17,37 +56,39 @@ def plane_columns(num: int) -> dict[str, Any]:
     return {"plane_hessian": (float, (num, num)), "plane_min_eigenvalue": float, "plane_max_eigenvalue": float}
 
 
-def plane_curvatures(subspace: Subspace, matvec: Matvec, directions: Directions) -> dict[str, np.ndarray]:
+def plane_curvatures(matvec: Matvec, axes: PlaneAxes) -> dict[str, np.ndarray]:
     """Second derivatives in the coordinates, and the extreme curvatures along directions of length 1 in the plane.
 
-    With D the directions as columns these are ``D^T H D``, and its eigenvalues in the metric ``D^T D``.
+    With Q the axes as columns and ``D = Q R`` the directions these are ``D^T H D = R^T (Q^T H Q) R`` and the extreme
+    eigenvalues of ``Q^T H Q``.
 
     Args:
-        subspace: The leaves that curvature is taken in.
         matvec: Products with the Hessian.
-        directions: Those of the plane.
+        axes: Those of the plane.
 
     Returns:
         A value for each of `plane_columns`.
     """
-    vectors = [subspace.extract(direction) for direction in directions]
-    images = [matvec(vector) for vector in vectors]
-    hessian, metric = (
-        np.array([[float(_inner(a, b)) for b in others] for a in vectors]) for others in (images, vectors)
-    )
+    images = [matvec(vector) for vector in axes.vectors]
+    hessian = np.asarray(_inner(list(axes.vectors), images)) if images else np.zeros((0, 0))
     hessian = (hessian + hessian.T) / 2
-    lengths, axes = np.linalg.eigh(metric)
-    used = lengths > 1e-12 * lengths.max()  # a direction that the leaves left out hold, or a repeated one
-    white = axes[:, used] / np.sqrt(lengths[used])
-    finite = np.isfinite(hessian).all() and used.any()
-    curvatures = np.linalg.eigvalsh(white.T @ hessian @ white) if finite else np.full(2, np.nan)
+    finite = np.isfinite(hessian).all() and len(images)
+    curvatures = np.linalg.eigvalsh(hessian) if finite else np.full(2, np.nan)
+    with np.errstate(all="ignore"):  # NaN times 0
+        in_coordinates = axes.coefficients.T @ hessian @ axes.coefficients
     return {
-        "plane_hessian": hessian,
+        "plane_hessian": in_coordinates,
         "plane_min_eigenvalue": curvatures[0],
         "plane_max_eigenvalue": curvatures[-1],
     }
 
 
-@jax.jit
-def _inner(a: Array, b: Array) -> Array:
-    return jnp.vdot(a, b, precision="highest")
+@trees.in_float64
+def _inner(left: list[Array], right: list[Array]) -> Array:
+    return jnp.stack([jnp.stack([trees.dot64(a, b) for b in right]) for a in left])
+
+
+@trees.in_float64
+def _combined(vectors: list[Array], weights: Array) -> Array:
+    total = sum(weight * vector for weight, vector in zip(weights, vectors, strict=True))
+    return total.astype(vectors[0].dtype)

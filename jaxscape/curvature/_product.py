@@ -22,7 +22,7 @@ from jaxscape import trees
 from jaxscape.convolution import compiler_options, fast_convolutions
 from jaxscape.curvature._forms import Form, Source
 from jaxscape.linalg import Matvec
-from jaxscape.objective import DATA_AXIS, Objective, Term, is_traced, place, rows_of, stack_batches
+from jaxscape.objective import DATA_AXIS, Objective, Term, is_inside_transform, is_traced, place, rows_of, stack_batches
 from jaxscape.subspace import Subspace
 from jaxscape.types import Data, Params
 
@@ -50,7 +50,8 @@ class Programs(NamedTuple):
 @functools.lru_cache(maxsize=32)
 def _programs(form: Form, subspace: Subspace, mesh: Mesh) -> Programs:
     def prepare(params: Params, constants: Any, stack: Stack) -> Any:
-        prepared = _each(lambda batch: form.prepare(subspace, constants, params, *batch), _local(stack))
+        # The weights beside it say how many batches there are, where a linear loss leaves nothing to keep.
+        prepared = _each(lambda batch: (form.prepare(subspace, constants, params, *batch), batch[1]), _local(stack))
         return jax.tree.map(lambda x: x[None], prepared)
 
     def add(prepared: Any, vector: Array, total: Total) -> Total:
@@ -58,7 +59,7 @@ def _programs(form: Form, subspace: Subspace, mesh: Mesh) -> Programs:
         return [t + x.astype(t.dtype)[None] for t, x in zip(total, image, strict=True)]
 
     def apply(prepared: Any, vector: Array, total: Total) -> Total:
-        return _sum(lambda total, batch: add(batch, vector, total), _local(prepared), total)
+        return _sum(lambda total, batch: add(batch[0], vector, total), _local(prepared), total)
 
     def direct(params: Params, constants: Any, stack: Stack, vector: Array, total: Total) -> Total:
         def add_batch(total: Total, batch: Any) -> Total:
@@ -166,12 +167,15 @@ class Product:
         Returns:
             ``v -> H v``, on the first device of the mesh.
         """
-        if is_traced(params):
-            return functools.partial(self._inside, params)
-        params = self._everywhere(params)
-        prepared = self._prepared(params) if self._keeps(params) else None
+        if inside := is_inside_transform(params):
+            prepared = None
+        else:
+            params = self._everywhere(params)
+            prepared = self._prepared(params) if self._keeps(params) else None
         for term in self.objective.terms:
             term.verdict()  # after the call that compiles, since the check compiles beside it
+        if inside:
+            return functools.partial(self._inside, params)
 
         def product(vector: Array) -> Array:
             if is_traced(vector):

@@ -84,7 +84,7 @@ class Program:
         return int(self._rows(0, last).sum())
 
     def summaries(self, coords: np.ndarray, last: int | None = None) -> Pending:
-        """The sums of `summarize` for each batch, shape ``(points, batches, 5)``.
+        """The sums of `summarize` for each batch, shape ``(points, batches, 7)``.
 
         Args:
             coords: At most ``capacity`` points.

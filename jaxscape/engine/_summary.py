@@ -10,48 +10,63 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxscape import trees
+
 SUMS = 5
 
 
-def summarize(values: Array, weights: Array) -> Float[Array, "5"]:
-    """The sums of one batch, on the device; of the third the root.
+def summarize(values: Array, weights: Array) -> Float[Array, "7"]:
+    """The sums of one batch, on the device; of the third the root. They are of values and weights over powers of two.
 
-    The sum, not the mean: that of a hit-or-miss metric is exact. The deviations are scaled before they are squared:
-    losses far from a minimizer pass 1e19, where squares overflow in float32.
+    The sum, not the mean: that of a hit-or-miss metric is exact. Powers of two keep every digit: without them a sum of
+    losses of 1e37 is infinite in float32, and squares are from 1e19 on.
 
     Args:
         values: Of each example, shape ``(batch,)``; or their mean, a scalar: then nothing is known of their spread.
         weights: Of each example, shape ``(batch,)``; an example of weight 0 adds nothing, whatever its value.
 
     Returns:
-        The sums, in at least float32.
+        The sums, and the powers of two of values and of weights, in at least float32.
     """
+    counted = weights != 0
+    values = jnp.where(counted, values, 0) if values.ndim else values
+    value_scale, weight_scale = trees.power_of_two(values).reshape(()), trees.power_of_two(weights).reshape(())
+    values, weights = values / value_scale, weights / weight_scale
     total = jnp.sum(weights)
     if not values.ndim:
         zero = jnp.zeros_like(values)
-        return jnp.stack([total, jnp.where(total > 0, values * total, 0), zero, zero, zero])
-    counted = weights != 0
-    weighted = jnp.sum(jnp.where(counted, weights * values, 0))
+        weighted = jnp.where(total > 0, values * total, 0)
+        return jnp.stack([total, weighted, zero, zero, zero, value_scale, weight_scale])
+    weighted = jnp.sum(weights * values)
     mean = weighted / jnp.where(total != 0, total, 1)
     deviations = jnp.where(counted, weights * (values - mean), 0)
-    scale = jnp.max(jnp.abs(deviations))
-    root = scale * jnp.sqrt(jnp.sum((deviations / jnp.where(scale > 0, scale, 1)) ** 2))
-    return jnp.stack([total, weighted, root, jnp.sum(weights * deviations), jnp.sum(weights**2)])
+    root = jnp.sqrt(jnp.sum(deviations**2))
+    sums = [total, weighted, root, jnp.sum(weights * deviations), jnp.sum(weights**2)]
+    return jnp.stack([*sums, value_scale, weight_scale])
 
 
 def from_device(summaries: np.ndarray) -> np.ndarray:
-    """The sums of batches in float64, the root squared; sums along the first axis.
+    """The sums of batches in float64, times their powers of two, the root squared; sums along the first axis.
 
     Args:
-        summaries: Shape ``(..., 5)``.
+        summaries: Shape ``(..., 7)``.
 
     Returns:
         Shape ``(5, ...)``.
     """
-    sums = np.moveaxis(summaries.astype(np.float64), -1, 0)
+    *sums, values, weights = np.moveaxis(summaries.astype(np.float64), -1, 0)
+    total, weighted, root, deviations, squared_weights = sums
     with np.errstate(all="ignore"):  # a NaN or infinite loss is a result
-        sums[2] **= 2
-    return sums
+        both = values * weights
+        return np.stack(
+            [
+                total * weights,
+                weighted * both,
+                (root * both) ** 2,
+                deviations * both * weights,
+                squared_weights * weights**2,
+            ]
+        )
 
 
 def join(sums: np.ndarray) -> np.ndarray:

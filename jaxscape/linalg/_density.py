@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import xarray as xr
 from jaxtyping import PRNGKeyArray
+from scipy.special import ndtr
 
 from jaxscape.checks import as_key
 from jaxscape.linalg._krylov import quadrature
 from jaxscape.linalg._progress import counted, product_bar
+from jaxscape.linalg._trace import standard_error
 
 if TYPE_CHECKING:
     from jaxscape.linalg._operator import Operator
@@ -34,15 +36,19 @@ def spectral_density(
     nodes, weights = (np.array([np.asarray(x) for x in column], np.float64) for column in zip(*rules, strict=True))
     low, high = nodes.min(), nodes.max()
     sigma = sigma or max((high - low) / 100, 1e-6 * max(abs(low), abs(high)), float(np.finfo(np.float32).tiny))
-    eigenvalues = np.linspace(low - 5 * sigma, high + 5 * sigma, num_points)
-    density = (weights[..., None] * np.exp(-0.5 * ((eigenvalues - nodes[..., None]) / sigma) ** 2)).sum(1)
-    density /= sigma * np.sqrt(2 * np.pi)
-    density /= np.trapezoid(density, eigenvalues)[:, None]  # what coarse points and the cut tails take from it
+    margin = max(6 * sigma, 1.5 * (high - low) / (num_points - 4))  # the first and the last cell stay empty
+    eigenvalues = np.linspace(low - margin, high + margin, num_points)
+    # The mean over the cell around each eigenvalue, not the value there: Gaussians narrower than a cell would be missed
+    # by all eigenvalues, or counted in full by one that is near.
+    half = (eigenvalues[1] - eigenvalues[0]) / 2
+    edges = np.append(eigenvalues - half, eigenvalues[-1] + half)
+    below = (weights[..., None] * ndtr((edges - nodes[..., None]) / sigma)).sum(1)
+    density = np.diff(below, axis=1) / (2 * half)
     means = (weights * nodes).sum(1)
     return xr.Dataset(
         {
             "density": ("eigenvalue", density.mean(0), {"long_name": "density of the eigenvalues"}),
-            "density_stderr": ("eigenvalue", density.std(0, ddof=1) / np.sqrt(num_probes)),
+            "density_stderr": ("eigenvalue", standard_error(density)),
             "ritz_value": (("probe", "ritz"), nodes),
             "ritz_weight": (("probe", "ritz"), weights),
         },
@@ -51,7 +57,7 @@ def spectral_density(
             "sigma": float(sigma),
             "num_params": size,
             "mean_eigenvalue": float(means.mean()),
-            "mean_eigenvalue_stderr": float(means.std(ddof=1) / np.sqrt(num_probes)),
+            "mean_eigenvalue_stderr": float(standard_error(means)),
             "num_matvecs": nodes.size,
         },
     )
@@ -69,7 +75,7 @@ def check_density_options(num_probes: int, num_steps: int, num_points: int, sigm
     Raises:
         ValueError: An option is out of its range.
     """
-    for name, value, low in (("num_probes", num_probes, 2), ("num_steps", num_steps, 1), ("num_points", num_points, 2)):
+    for name, value, low in (("num_probes", num_probes, 2), ("num_steps", num_steps, 1), ("num_points", num_points, 8)):
         if value < low:
             raise ValueError(f"{name} is {value}, expected at least {low}.")
     if sigma is not None and not sigma > 0:

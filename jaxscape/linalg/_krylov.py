@@ -7,6 +7,10 @@ keeps the basis orthogonal to a small multiple of the machine precision ("twice 
 the recurrence: eigenvalues are Rayleigh quotients of the final vectors, and residuals are measured with a product each.
 
 A pair is converged when its residual is small and nothing better is likely to be missing: see `jaxscape.linalg._ritz`.
+
+The operator is divided by a power of two near the size of its first product, and what is found is multiplied by it: the
+digits are the same at any scale. Without that, the squares in norms are 0 for an operator of 1e-23 in float32, every
+residual with them, and infinite for one of 1e19.
 """
 
 import functools
@@ -19,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxscape import trees
 from jaxscape.linalg._ritz import Goal, Space, Which, complete, negligible, ritz_pairs, small
 
 _COLUMNS = 2**16  # of the basis, that a restart combines at once: it needs no second basis
@@ -75,17 +80,18 @@ def krylov(
     def grow(space: Space) -> Space:
         full = space.size == len(space.projected)
         space = _if(full, functools.partial(_restart, num=num, which=which), space)
-        space = _judged(_extend(space, matvec(space.vector)), goal)
+        space = _judged(_extend(space, _image(matvec, space.vector)), goal)
         return _if(~space.done & (space.left == 0), _go_on, space)
 
     space = _while(lambda s: ~s.done & (s.matvecs < max_matvecs - num), grow, space)
     vectors, all_there, norm = _answer(space, goal)
-    matvecs = space.matvecs + num
+    matvecs, scale = space.matvecs + num, _known(space.scale)
     del space  # the basis
     vectors = _of_norm_one(vectors)
-    measured = [_measured(v, matvec(v)) for v in vectors]
+    measured = [_measured(v, matvec(v), scale) for v in vectors]
     values, residuals = (jnp.stack(column) for column in zip(*measured, strict=True))
-    return Pairs(values, vectors, residuals, small(residuals, values, norm, tol) & all_there, matvecs)
+    converged = small(residuals, values, norm, tol) & all_there
+    return Pairs(values * scale, vectors, residuals * scale, converged, matvecs)
 
 
 def check_options(num: int, max_matvecs: int, tol: float, max_basis: int) -> None:
@@ -128,12 +134,12 @@ def quadrature(
     space = _empty(first, key, steps, steps)
 
     def grow(space: Space) -> Space:
-        space = _extend(space, matvec(space.vector))
+        space = _extend(space, _image(matvec, space.vector))
         return _if((space.size < steps) & (space.left == 0), _go_on, space)
 
     space = _while(lambda s: s.size < steps, grow, space)
     nodes, vectors = jnp.linalg.eigh((space.projected + space.projected.T) / 2)
-    return nodes, vectors[0] ** 2
+    return nodes * _known(space.scale), vectors[0] ** 2
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -141,6 +147,7 @@ def _first(noise: Array, start: Array | None, risk: float) -> tuple[Array, Array
     """The first vector, and the logarithm of what its polynomial must exceed where nothing may be missing."""
     scale = jnp.ones((), noise.dtype)
     if start is not None:
+        start = start / trees.power_of_two(start)
         scale = _NOISE * jnp.linalg.norm(start) / jnp.linalg.norm(noise)
         scale = jnp.where(scale > 0, scale, 1)  # a start of 0 says nothing
     vector = scale * noise if start is None else start + scale * noise
@@ -156,6 +163,7 @@ def _empty(first: Array, key: PRNGKeyArray, rows: int, products: int) -> Space:
         basis=jnp.zeros((rows, len(first)), dtype),
         vector=first / jnp.linalg.norm(first),
         projected=jnp.zeros((rows, rows), dtype),
+        scale=zero,
         size=count,
         left=zero,
         discarded=jnp.zeros(products + rows, dtype),  # a restart writes `rows` of them at once
@@ -181,10 +189,17 @@ def _of_norm_one(vectors: Float[Array, "num n"]) -> Float[Array, "num n"]:
 
 
 @jax.jit
-def _measured(vector: Array, image: Array) -> tuple[Array, Array]:
-    """Rayleigh quotient and the norm of the residual, of a vector of norm 1 and its product."""
+def _measured(vector: Array, image: Array, scale: Array) -> tuple[Array, Array]:
+    """Rayleigh quotient and the norm of the residual over ``scale``, of a vector of norm 1 and its product."""
+    image = image / scale
     value = jnp.vdot(vector, image, precision=lax.Precision.HIGHEST)
     return value, jnp.linalg.norm(image - value * vector)
+
+
+def _image(matvec: Callable[[Array], Array], vector: Array) -> Array:
+    """The product with a vector, in memory of its own, since `_extend` uses up that of the space and its vector."""
+    image = matvec(vector)
+    return jnp.copy(image) if image is vector else image
 
 
 def _while(more: Callable[[Space], Array], body: Callable[[Space], Space], space: Space) -> Space:
@@ -199,6 +214,10 @@ def _while(more: Callable[[Space], Array], body: Callable[[Space], Space], space
 @functools.partial(jax.jit, donate_argnums=0)
 def _extend(space: Space, image: Float[Array, " n"]) -> Space:
     """The space with the product of its last vector."""
+    largest = jnp.max(jnp.abs(image))
+    first = jnp.where(largest > 0, trees.power_of_two(image).reshape(()), 0)  # 0: not known yet
+    scale = jnp.where(space.scale > 0, space.scale, first)
+    image = image / _known(scale)
     last = space.size
     basis = space.basis.at[last].set(space.vector)
     rest, inside = _outside(basis, image, last + 1)
@@ -210,11 +229,17 @@ def _extend(space: Space, image: Float[Array, " n"]) -> Space:
         basis=basis,
         vector=rest,
         projected=projected,
+        scale=scale,
         size=last + 1,
         left=left,
         log_norms=space.log_norms + jnp.log(left),
         matvecs=space.matvecs + 1,
     )
+
+
+def _known(scale: Array) -> Array:
+    """The power of two that the operator is divided by; 1 while all products were 0."""
+    return jnp.where(scale > 0, scale, 1)
 
 
 @functools.partial(jax.jit, static_argnames="goal", donate_argnums=0)

@@ -13,6 +13,7 @@ from jaxscape import checks
 from jaxscape.linalg import _density, _eigen, _trace
 from jaxscape.linalg._krylov import Which
 from jaxscape.meshes import outside_meshes
+from jaxscape.objective import refuse_inside_transform
 from jaxscape.subspace import Subspace
 from jaxscape.types import Params
 
@@ -53,11 +54,11 @@ class Operator:
         """An operator of a function on pytrees.
 
         Args:
-            matvec: ``v -> H v``, linear and symmetric, of pytrees like ``like``.
+            matvec: ``v -> H v``, linear and symmetric, of pytrees like ``like``; real, not complex.
             like: A pytree of floating arrays, or of their shapes and dtypes: those of the vectors.
 
         Returns:
-            The operator.
+            The operator. A product raises a ValueError or a TypeError if the result of ``matvec`` is not like ``like``.
 
         Raises:
             ValueError: ``like`` has no leaf.
@@ -68,7 +69,7 @@ class Operator:
 
         def flat(vector: Array) -> Array:
             in_dtypes = jax.tree.map(lambda x, y: x.astype(y.dtype), subspace.embed(vector), like)
-            return subspace.extract(matvec(in_dtypes))
+            return subspace.extract(checks.like(subspace.params_like, matvec(in_dtypes), "the result of matvec"))
 
         return cls(flat, subspace)
 
@@ -111,7 +112,7 @@ class Operator:
         return jax.random.normal(key, (self.subspace.size,), self.subspace.dtype)
 
     def to_scipy(self) -> Any:
-        """A `scipy.sparse.linalg.LinearOperator` on flat NumPy vectors; SciPy must be installed.
+        """A `scipy.sparse.linalg.LinearOperator` on flat NumPy vectors.
 
         >>> from scipy.sparse.linalg import eigsh
         >>> operator = Operator.of(lambda v: jnp.arange(8.0) * v, jnp.zeros(8))
@@ -202,6 +203,7 @@ class Operator:
             ValueError: k is not within 1 and n, ``which`` is unknown, or another option is out of its range.
             TypeError: ``key`` is no key, or k is no integer.
         """
+        refuse_inside_transform("top_eigenpairs")
         return _eigen.top_eigenpairs(
             self, k, which, key=key, tol=tol, max_matvecs=max_matvecs, max_basis=max_basis, progress=progress
         )
@@ -238,6 +240,7 @@ class Operator:
             ValueError: ``method`` is unknown, or ``num_matvecs`` is too small for it.
             TypeError: ``key`` is no key.
         """
+        refuse_inside_transform("trace")
         return _trace.trace(self, num_matvecs=num_matvecs, method=method, key=key, progress=progress)
 
     @outside_meshes
@@ -278,6 +281,7 @@ class Operator:
             ValueError: An option is out of its range.
             TypeError: ``key`` is no key.
         """
+        refuse_inside_transform("spectral_density")
         return _density.spectral_density(
             self,
             num_probes=num_probes,

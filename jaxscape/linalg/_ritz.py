@@ -65,7 +65,8 @@ class Space(NamedTuple):
 
     basis: Float[Array, "m n"]  # orthonormal rows up to `size`, multiplied
     vector: Float[Array, " n"]  # the next one, apart: as the product's argument it needs no copy
-    projected: Float[Array, "m m"]  # the operator in the basis, known up to `size`
+    projected: Float[Array, "m m"]  # the operator, over `scale`, in the basis; known up to `size`
+    scale: Float[Array, ""]  # a power of two of the size of the first product that was not 0; 0 before
     size: Int[Array, ""]
     left: Float[Array, ""]  # norm of what the last product had outside of the basis
     discarded: Float[Array, " d"]  # Ritz values that restarts left out: `matvecs - size` of them

@@ -7,6 +7,7 @@ each library, `_rescale` the normalizations.
 from jaxscape.normalize._layouts import Filters
 from jaxscape.normalize._rescale import (
     check_norm,
+    described,
     explanation,
     filters_of_leaves,
     reasons_to_ignore,
@@ -17,6 +18,7 @@ from jaxscape.normalize._rescale import (
 __all__ = [
     "Filters",
     "check_norm",
+    "described",
     "explanation",
     "filters_of_leaves",
     "reasons_to_ignore",

@@ -101,6 +101,11 @@ def _axes_as_given(path: KeyPath, leaf: Array, filter_axis: Any) -> tuple[int, .
     return tuple(sorted({a % leaf.ndim for a in axes}))
 
 
+def described(option: Any) -> str:
+    """An option as text; a function by its name."""
+    return getattr(option, "__name__", "function") if callable(option) else str(option)
+
+
 def explanation(norm: Norm | None, shape: tuple[int, ...], reason: str | None, filters: Filters) -> str:
     """What is done to a leaf, in words.
 
@@ -211,11 +216,7 @@ def rescale(
         return (direction * w).astype(direction.dtype)
     filter_axes = axes if norm in ("filter", "dfilter") else ()
     reduced = tuple(a for a in range(direction.ndim) if a not in filter_axes)
-
-    def length(x: Array) -> Array:
-        return jnp.sqrt(jnp.sum(x * x, axis=reduced, keepdims=True))
-
-    target = length(w) if norm in ("filter", "layer") else 1.0
-    drawn = length(direction)
+    target = trees.length(w, reduced) if norm in ("filter", "layer") else 1.0
+    drawn = trees.length(direction, reduced)
     scale = jnp.where(drawn > 0, target / jnp.where(drawn > 0, drawn, 1.0), 0.0)
     return (direction * scale).astype(direction.dtype)

@@ -10,7 +10,16 @@ from jaxscape.objective._batches import (
 )
 from jaxscape.objective._devices import DATA_AXIS, agree, default_mesh, fetch, place, use_all_cores
 from jaxscape.objective._objective import WEIGHT, Objective, Term, split_terms
-from jaxscape.objective._trace import PRECISIONS, Computation, Traced, abstract, is_traced, trace
+from jaxscape.objective._trace import (
+    PRECISIONS,
+    Computation,
+    Traced,
+    abstract,
+    is_inside_transform,
+    is_traced,
+    refuse_inside_transform,
+    trace,
+)
 
 __all__ = [
     "DATA_AXIS",
@@ -27,9 +36,11 @@ __all__ = [
     "default_mesh",
     "even_size",
     "fetch",
+    "is_inside_transform",
     "is_traced",
     "num_examples",
     "place",
+    "refuse_inside_transform",
     "rows_of",
     "split_terms",
     "stack_batches",

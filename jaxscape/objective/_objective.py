@@ -12,6 +12,7 @@ from jax.extend import core
 from jaxtyping import Array
 
 from jaxscape import trees
+from jaxscape.convolution import compiler_options
 from jaxscape.objective._batches import cached_examples, even_size, num_examples, rows_of
 from jaxscape.objective._check import check_is_mean
 from jaxscape.objective._jaxpr import Identity, depends_on
@@ -162,7 +163,7 @@ def _weights_of_batch(computation: Computation) -> tuple[Callable[[list[Any]], A
     """The compiled weights of a batch, and which operands of the loss they need."""
     jaxpr, used = depends_on(computation.jaxpr, sorted(computation.shapes).index(WEIGHT))
     function = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
-    return jax.jit(lambda operands: function(*operands)[0]), used
+    return jax.jit(lambda operands: function(*operands)[0], compiler_options=compiler_options()), used
 
 
 class Objective:
@@ -216,9 +217,17 @@ class Objective:
             tuple(Term(name, f, params, part, compute_dtype) for name, (f, part) in parts.items()), compute_dtype
         )
         if check and not is_traced((params, data)):
-            for term in objective.terms:
-                term.verdict = check_is_mean(term, params, batch_size)
+            with jax.ensure_compile_time_eval():  # within a transform too, values are values
+                for term in objective.terms:
+                    term.verdict = check_is_mean(term, params, batch_size)
         return objective
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of all means that an evaluation gives: of several terms ``loss``, and ``metric_term`` of each."""
+        if len(self.terms) == 1 and not self.terms[0].name:
+            return list(self.terms[0].per_example)
+        return ["loss", *(f"{name}_{term.name}" for term in self.terms for name in term.per_example)]
 
     @functools.cached_property
     def examples(self) -> int:

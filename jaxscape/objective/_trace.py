@@ -117,6 +117,26 @@ def is_traced(tree: Any) -> bool:
     return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
 
 
+def is_inside_transform(tree: Any = ()) -> bool:
+    """Whether a JAX transform is under way, to which also new arrays belong, or a leaf of a pytree belongs to one."""
+    return is_traced((tree, jnp.zeros(())))
+
+
+def refuse_inside_transform(call: str) -> None:
+    """Refuse a call whose result lives on the host, while a JAX transform is under way.
+
+    Args:
+        call: Its name, for the message.
+
+    Raises:
+        TypeError: It is inside `jax.jit`, `jax.vmap` or another transform.
+    """
+    if is_inside_transform():
+        raise TypeError(
+            f"{call} is called inside a JAX transform, such as jax.jit, but its result is on the host; call it outside."
+        )
+
+
 def with_precision(function: Callable[..., Any], compute_dtype: str | None) -> Callable[..., Any]:
     """The function in another precision: bfloat16 by casting its arguments, the others by how products are rounded."""
     if compute_dtype is None:

@@ -59,7 +59,7 @@ def line(
         ax.set_title(titles.pop() if len(titles) == 1 else "")
         ax.set_ylabel(metric_label(metric), color=_LEFT)
         ax.tick_params(axis="y", colors=_LEFT, which="both")
-        if scale.log:
+        if scale.log and any((array.values > 0).any() for array in arrays.values()):  # zeros alone have no logarithm
             ax.set_yscale("log")
         for dashes, result in zip(_cycle(len(curves)), curves.values(), strict=True):
             _curve(ax, result, metric, _LEFT, dashes)

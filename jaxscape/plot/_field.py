@@ -97,7 +97,12 @@ def pick(result: xr.Dataset, metric: str) -> xr.DataArray:
 
     Raises:
         ValueError: The result does not have the variable, or the variable has no dimension.
+        TypeError: The result is no Dataset.
     """
+    if not isinstance(result, xr.Dataset):
+        raise TypeError(
+            f"result is {type(result).__name__}, expected the whole Dataset of a call, and metric= for the variable."
+        )
     if metric not in result.data_vars:
         raise ValueError(
             f"metric is {metric!r}, expected one of the result's variables {sorted(map(str, result.data_vars))}."

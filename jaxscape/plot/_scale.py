@@ -13,6 +13,7 @@ from jaxscape.plot._field import FRACTIONS, field
 
 # A linear scale shows a range of about 50: values below 1/50 of its height look like a flat floor (12 levels).
 _STEEP = 50.0
+_LARGEST = 1e300  # matplotlib squares and adds what it draws
 # The levels within a decade, from coarse to fine; each set is about evenly spaced in the logarithm.
 _MANTISSAS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
 
@@ -89,7 +90,8 @@ def choose(
         The scale.
 
     Raises:
-        ValueError: Both ``fixed`` and ``loss_max`` are given, or an option does not fit the values.
+        ValueError: Both ``fixed`` and ``loss_max`` are given, an option does not fit the values, or the values are too
+            large to be drawn.
     """
     finite = np.concatenate([z[np.isfinite(z)] for z in values])
     if fixed is not None and loss_max is not None:
@@ -102,6 +104,10 @@ def choose(
     if log and chosen is not None and chosen[0] <= 0:
         raise ValueError(f"log is True with a level at {chosen[0]:g}, expected levels above 0; pass log=False.")
     if chosen is None:
+        if loss_max is None and np.abs(finite).max(initial=0) > _LARGEST:
+            raise ValueError(
+                f"the values reach {finite[np.abs(finite).argmax()]:.3g}, more than can be drawn; pass loss_max or levels."
+            )
         chosen = _span(finite, log, loss_max, num)
     below = bool(finite.size) and finite.min() < chosen[0]
     above = bool(finite.size) and finite.max() > chosen[-1]
@@ -111,8 +117,8 @@ def choose(
 
 def _checked(levels: ArrayLike) -> np.ndarray:
     array = np.asarray(levels, dtype=float)
-    if array.ndim != 1 or len(array) < 2 or not (np.diff(array) > 0).all():
-        raise ValueError(f"levels is {levels!r}, expected two or more ascending numbers.")
+    if array.ndim != 1 or len(array) < 2 or not np.isfinite(array).all() or not (np.diff(array) > 0).all():
+        raise ValueError(f"levels is {levels!r}, expected two or more ascending, finite numbers.")
     return array
 
 

@@ -1,11 +1,12 @@
 """From directions and a grid to points, and from columns over points to a dataset."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from jaxscape import checks
 from jaxscape.directions import Directions, as_directions, random_directions
 from jaxscape.grid import Grid
 from jaxscape.types import Params
@@ -24,8 +25,16 @@ def on_grid(directions: Any, grid: Grid | None, params: Params, seed: int) -> tu
         As many directions as the grid has axes.
 
     Raises:
-        ValueError: Their numbers differ, there is no default grid, or a direction is not like params.
+        ValueError: Their numbers differ, there is no default grid, a direction is not like params, or the seed is
+            negative.
+        TypeError: The grid is no `Grid`, or the seed is no integer.
     """
+    if grid is not None and not isinstance(grid, Grid):
+        raise TypeError(
+            f"grid is {type(grid).__name__}, expected a js.Grid: js.Grid.line(-1, 1, 51), js.Grid.plane((-1, 1, 51), "
+            "(-1, 1, 51)), or js.Grid((array, ...)) with an array of coordinates for each direction."
+        )
+    checks.check_count(seed, "seed", 0)
     if directions is None:
         directions = random_directions(seed, params, num=len(grid.axes) if grid else 2)
     directions = as_directions(directions, params)
@@ -39,6 +48,25 @@ def on_grid(directions: Any, grid: Grid | None, params: Params, seed: int) -> tu
             f"grid has {len(grid.axes)} axes for {len(directions)} directions; expected one axis for each direction."
         )
     return directions, grid
+
+
+def check_names(metrics: Sequence[str], reserved: Sequence[str]) -> None:
+    """Refuse metrics whose names the result needs for something else.
+
+    Args:
+        metrics: The names of all variables that the loss gives.
+        reserved: The names of axes and of further variables of the result.
+
+    Raises:
+        ValueError: A metric has one of these names, or that of the standard error of another metric, or two metrics
+            have the same name.
+    """
+    taken = dict.fromkeys((*reserved, "num_examples"), "a name of jaxscape's own")
+    taken |= {f"{name}_stderr": f"the standard error of {name!r}" for name in metrics}
+    taken |= {name: "also a metric of another term" for name in metrics if metrics.count(name) > 1}
+    for name in metrics:
+        if name in taken:
+            raise ValueError(f"loss_fn returned a metric named {name!r}, which is {taken[name]}; give it another name.")
 
 
 def to_dataset(columns: Mapping[str, np.ndarray], grid: Grid, long_names: Mapping[str, str]) -> xr.Dataset:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from jaxscape import checks
 from jaxscape.engine import progress_bar
 from jaxscape.objective import DATA_AXIS
 from jaxscape.sweep._store import Store
@@ -42,7 +43,8 @@ def in_shares(
     num = len(next(iter(columns.values())))
     shares = [slice(i, min(i + SHARE, num)) for i in range(0, num, SHARE)]
     waiting = [share for share in shares if store is None or not store.done[share].all()]
-    left = iter(waiting[jax.process_index() :: jax.process_count()])
+    own = waiting[jax.process_index() :: jax.process_count()]
+    left = iter(own)
     lock, stop = threading.Lock(), threading.Event()
 
     def work(group: Mesh, bar: Any) -> None:
@@ -58,7 +60,8 @@ def in_shares(
                 if store is not None:
                     store.write(share, {name: column[share] for name, column in columns.items()})
 
-    with progress_bar(num, progress) as bar, ThreadPoolExecutor(len(groups)) as pool:
+    groups = groups[: len(own)]  # more than that would begin, and find nothing to do
+    with progress_bar(num, progress) as bar, ThreadPoolExecutor(max(len(groups), 1)) as pool:
         bar.update(num - sum(share.stop - share.start for share in waiting))
         try:
             for done in as_completed([pool.submit(work, group, bar) for group in groups]):
@@ -80,6 +83,7 @@ def device_groups(mesh: Mesh | None) -> list[Mesh]:
     Raises:
         ValueError: The axis ``"data"`` spans several processes.
     """
+    checks.check_mesh(mesh)
     if mesh is None:
         return [Mesh(np.array([device]), (DATA_AXIS,)) for device in jax.local_devices()]
     devices = mesh.devices.reshape(-1, 1)

@@ -155,9 +155,9 @@ def _slices(stacked: Any, count: int) -> Lazy:
 def _stacks(tree: Any, like: Params) -> bool:
     """Whether a pytree has the leaves of ``like``, each with one additional leading axis of common length."""
     count = _common_length(tree)
-    if count is None or trees.leaf_names(tree) != trees.leaf_names(like):
+    if count is None:
         return False
-    return _shapes(tree) == [(count, *shape) for shape in _shapes(like)]
+    return trees.named_shapes(tree) == {name: (count, *shape) for name, shape in trees.named_shapes(like).items()}
 
 
 def _common_length(tree: Any) -> int | None:
@@ -180,8 +180,8 @@ def _same_arrays(a: Any, b: Any) -> bool:
 
 
 def _alike(a: Any, b: Any) -> bool:
-    """Whether two pytrees have leaves of the same names and shapes."""
-    return _shapes(a) == _shapes(b) and trees.leaf_names(a) == trees.leaf_names(b)
+    """Whether two pytrees have leaves of the same names and shapes, in any order."""
+    return trees.named_shapes(a) == trees.named_shapes(b)
 
 
 def _shapes(tree: Any) -> list[tuple[int, ...]]:

@@ -7,13 +7,13 @@ from typing import IO, Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
 from tqdm.auto import tqdm
 
 from jaxscape import checks, trees
 from jaxscape.directions import Directions
 from jaxscape.meshes import outside_meshes
+from jaxscape.normalize import described
+from jaxscape.objective import refuse_inside_transform
 from jaxscape.subspace import Subspace
 from jaxscape.trajectory._checkpoints import as_checkpoints
 from jaxscape.trajectory._rows import Rows
@@ -36,8 +36,9 @@ def pca_directions(
     The directions are the right singular vectors of ``X = [theta_0 - theta_n; ...; theta_{n-1} - theta_n]``. They are
     computed from the Gram matrix of the rows: ``G = X X^T = U S^2 U^T`` and ``direction_k = X^T u_k / s_k``. The
     checkpoints are read once, one at a time. Their weights are written to a temporary file, as large as all
-    checkpoints together, in the folder that TMPDIR names. The file is then read in blocks of columns. A block is
-    smaller than a checkpoint, and the devices of this process share it.
+    checkpoints together, in the folder that TMPDIR names. The file is then read in blocks of columns, each smaller than
+    a checkpoint. Differences and sums are computed in float64 on the host: near convergence the weights move by little
+    more than the rounding of float32.
 
     >>> path = [{"w": jnp.array([3.0, 4.0, 1.0])}, {"w": jnp.array([3.0, 4.0, 0.0])}, {"w": jnp.zeros(3)}]
     >>> directions, ratio = pca_directions(path, num=1)
@@ -80,8 +81,8 @@ def pca_directions(
         FileNotFoundError: There is no such folder.
         ImportError: A folder needs orbax, which is not installed.
     """
-    if num < 1:
-        raise ValueError(f"num is {num}, expected at least 1 direction.")
+    refuse_inside_transform("js.pca_directions")
+    checks.check_count(num, "num")
     if center not in ("last", "mean"):
         raise ValueError(f"center is {center!r}, expected 'last' or 'mean'.")
     centered = _from_last if center == "last" else _from_mean
@@ -94,7 +95,7 @@ def pca_directions(
         flat = _directions(rows, centered, coordinates)
     ratio = squares[: subspace.size] / squares.sum()
     basis = jax.vmap(subspace.embed)(jnp.asarray(flat))
-    recipe = {"directions": "PCA", "center": center, "pca_ignore": str(ignore), "num_checkpoints": len(rows)}
+    recipe = {"directions": "PCA", "center": center, "pca_ignore": described(ignore), "num_checkpoints": len(rows)}
     return Directions(basis, recipe=tuple((name, str(value)) for name, value in recipe.items())), ratio
 
 
@@ -142,30 +143,25 @@ def _from_last(block: np.ndarray) -> np.ndarray:
 
 
 def _from_mean(block: np.ndarray) -> np.ndarray:
-    return block - block.mean(0, dtype=np.float64).astype(block.dtype)
+    return block - block.mean(0)
 
 
 def _gram(rows: Rows, centered: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Inner products of all rows: the devices compute those of a block in full precision; the sum is in float64."""
-    mesh = Mesh(np.array(jax.local_devices()), ("columns",))
-    sharding, total = NamedSharding(mesh, PartitionSpec(None, "columns")), np.zeros(())
+    """Inner products of all rows, in float64."""
+    total = np.zeros(())
     for block in rows.blocks():
-        part = centered(block)
-        part = np.pad(part, ((0, 0), (0, -part.shape[1] % mesh.size)))
-        total = total + np.asarray(_inner(jax.device_put(part, sharding)), np.float64)
+        part = centered(block.astype(np.float64))
+        total = total + part @ part.T
     return total
-
-
-@jax.jit
-def _inner(block: Array) -> Array:
-    return jnp.matmul(block, block.T, precision=jax.lax.Precision.HIGHEST)
 
 
 def _check_rank(squares: np.ndarray, num: int, rows: int, dtype: Any) -> None:
     """Refuse directions that would consist of rounding errors only."""
     if not squares[0] > 0:
         raise ValueError("checkpoints are all equal: a path that does not move has no directions.")
-    rank = int(np.sum(squares > rows * np.finfo(dtype).eps * squares[0]))
+    # The weights themselves are rounded to `dtype`: on a straight path that leaves about eps of its length.
+    floor = max((8 * np.finfo(dtype).eps) ** 2, np.finfo(np.float64).eps)
+    rank = int(np.sum(squares > rows * floor * squares[0]))
     if rank < num:
         raise ValueError(
             f"num is {num}, but the path of the checkpoints spans {rank} dimension{'s' * (rank > 1)}; pass "
@@ -180,11 +176,11 @@ def _directions(rows: Rows, centered: Callable[[np.ndarray], np.ndarray], weight
         The columns, as the rows of an array.
     """
     largest = weights[np.abs(weights).argmax(0), np.arange(weights.shape[1])]
-    weights = (weights * np.sign(largest)).T.astype(rows.dtype)
-    flat = np.concatenate([weights @ centered(block) for block in rows.blocks()], axis=1)
+    weights = (weights / largest).T  # of any scale
+    flat = np.concatenate([weights @ centered(block.astype(np.float64)) for block in rows.blocks()], axis=1)
     for k, direction in enumerate(flat):
         direction /= np.linalg.norm(direction)
         for other in flat[:k]:  # the rounding of the Gram matrix leaves a small component along the others
             direction -= (other @ direction) * other
         direction /= np.linalg.norm(direction)
-    return flat
+    return flat.astype(rows.dtype)

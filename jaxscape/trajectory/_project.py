@@ -11,6 +11,7 @@ from jaxtyping import Array
 from jaxscape import checks, trees
 from jaxscape.directions import Directions, as_directions
 from jaxscape.meshes import outside_meshes
+from jaxscape.objective import refuse_inside_transform
 from jaxscape.trajectory._checkpoints import as_checkpoints
 from jaxscape.trajectory._pca import checkpoint_bar
 from jaxscape.types import Params
@@ -74,30 +75,23 @@ def project(
         FileNotFoundError: There is no such folder.
         ImportError: A folder needs orbax, which is not installed.
     """
+    refuse_inside_transform("js.project")
     origin = checks.as_params(origin, "origin")
     path = as_checkpoints(checkpoints, origin)
     directions = as_directions(directions, origin)
-    metric = np.array([[float(trees.dot(a, b)) for b in directions] for a in directions])
+    metric = np.asarray(_metric(directions.basis))
     _check_independent(metric, directions)
-    rows: list[tuple[np.ndarray, np.ndarray, float, float, float]] = []
+    rows: list[tuple[np.ndarray, ...]] = []
     previous: Params | None = None
     for i, checkpoint in enumerate(checkpoint_bar(path, progress)):
         name = f"checkpoints[{i}]"
         point = checks.like(origin, checks.as_params(checkpoint, name), name)
-        displacement, inner = _displacement(point, origin, directions.basis)
-        inner = np.asarray(inner, np.float64)
+        inner = np.asarray(_inner(point, origin, directions.basis))
         coords = np.linalg.solve(metric, inner)
-        step = np.nan if previous is None else float(trees.norm(trees.axpy(-1, previous, displacement)))
-        rows.append(
-            (
-                coords,
-                inner,
-                float(trees.norm(displacement)),
-                float(_rest_length(displacement, directions.basis, coords)),
-                step,
-            )
-        )
-        previous = displacement
+        step = np.nan if previous is None else _distance(point, previous)
+        lengths = (_distance(point, origin), _rest_length(point, origin, directions.basis, coords), step)
+        rows.append((coords, inner, *map(np.asarray, lengths)))
+        previous = point
     if not rows:
         raise ValueError("checkpoints is empty; expected at least one.")
     coords, inner, distance, off, steps = (np.array(column) for column in zip(*rows, strict=True))
@@ -128,25 +122,48 @@ def _dataset(
     )
 
 
-@jax.jit
-def _displacement(point: Params, origin: Params, basis: Params) -> tuple[Params, Array]:
-    """The displacement from the origin to a point, and its inner products with the directions."""
-
-    def leaf(a: Array, b: Array) -> Array:
-        dtype = trees.working_dtype(b)
-        return a.astype(dtype) - b.astype(dtype)
-
-    displacement = jax.tree.map(leaf, point, origin)
-    num = jax.tree.leaves(basis)[0].shape[0]
-    return displacement, jnp.stack(
-        [trees.dot(jax.tree.map(lambda x, k=k: x[k], basis), displacement) for k in range(num)]
-    )
+# Float64 throughout: the coordinates in two directions that include an angle of 0.01 are differences of numbers 100
+# times as large, and a float32 sum over a million weights has four digits to spare at best.
 
 
-@jax.jit
-def _rest_length(displacement: Params, basis: Params, coords: Array) -> Array:
+@trees.in_float64
+def _metric(basis: Params) -> Array:
+    """Inner products of all directions."""
+    directions = _each(basis)
+    return jnp.stack([jnp.stack([trees.dot64(a, b) for b in directions]) for a in directions])
+
+
+@trees.in_float64
+def _inner(point: Params, origin: Params, basis: Params) -> Array:
+    """Inner products of the displacement from the origin with the directions."""
+    displacement = _difference(point, origin)
+    return jnp.stack([trees.dot64(direction, displacement) for direction in _each(basis)])
+
+
+@trees.in_float64
+def _distance(a: Params, b: Params) -> Array:
+    """The distance of two points."""
+    difference = _difference(a, b)
+    return jnp.sqrt(trees.dot64(difference, difference))
+
+
+@trees.in_float64
+def _rest_length(point: Params, origin: Params, basis: Params, coords: Array) -> Array:
     """The length of the component of a displacement that is not in the plane."""
-    return trees.norm(trees.displace(displacement, basis, -coords))
+    rest = _difference(point, origin)
+    for k, direction in enumerate(_each(basis)):
+        rest = jax.tree.map(lambda r, d, k=k: r - coords[k] * d, rest, direction)
+    return jnp.sqrt(trees.dot64(rest, rest))
+
+
+def _difference(a: Params, b: Params) -> Params:
+    return jax.tree.map(lambda x, y: x.astype(jnp.float64) - y.astype(jnp.float64), a, b)
+
+
+def _each(basis: Params) -> list[Params]:
+    """The directions one by one."""
+    num = len(jax.tree.leaves(basis)[0])
+    return [jax.tree.map(lambda x, k=k: x[k].astype(jnp.float64), basis) for k in range(num)]
 
 
 def _check_independent(metric: np.ndarray, directions: Directions) -> None:
@@ -156,7 +173,7 @@ def _check_independent(metric: np.ndarray, directions: Directions) -> None:
             raise ValueError(f"directions[{k}] has length {length}, expected a finite one above 0; leave it out.")
     eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(directions.basis))
     smallest = np.linalg.eigvalsh(metric / np.outer(lengths, lengths))[0]
-    if smallest <= 10 * eps:
+    if smallest <= max((100 * eps) ** 2, 1e-13):  # the directions' own rounding leaves 1 % of such an angle unknown
         raise ValueError(
             f"directions depend on each other (the smallest eigenvalue of their cosines is {smallest:.1e}): "
             "coordinates are not unique; leave one out."

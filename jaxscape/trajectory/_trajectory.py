@@ -14,10 +14,17 @@ from jaxscape.grid import Grid
 from jaxscape.meshes import outside_meshes
 from jaxscape.objective import DATA_AXIS, Objective
 from jaxscape.surface import surface
+from jaxscape.sweep import check_names
 from jaxscape.trajectory._checkpoints import as_path
 from jaxscape.trajectory._pca import Center, pca_directions
 from jaxscape.trajectory._project import project
 from jaxscape.types import Data, Ignore, LossFn, Params
+
+VARIABLES = (
+    *("step", "axis", "coordinates", "distance", "off_plane_distance", "step_cosine", "axis_variance"),
+    *("true_loss", "in_plane_loss", "epoch", "lr_drop", "component", "explained_variance_ratio"),
+)
+"""What the result has beside the surface."""
 
 
 class _Path(NamedTuple):
@@ -125,6 +132,8 @@ def trajectory(
     if not len(path.checkpoints):
         raise ValueError("checkpoints is empty; expected at least one.")
     origin = checks.as_params(path.checkpoints[-1] if origin is None else origin, "origin")
+    objective = Objective.of(path.loss_fn, origin, path.data, check=False)  # the surface checks it
+    check_names(objective.metrics, VARIABLES)
     extra: dict[str, Any] = {}
     if directions is None:
         directions, ratio = pca_directions(path.checkpoints, center=center, ignore=ignore, progress=progress)
@@ -142,7 +151,6 @@ def trajectory(
     if grid is None:
         grid = Grid(tuple(_axis(column, count, margin) for column, count in zip(coords.T, counts, strict=True)))
     result = surface(origin, path.loss_fn, path.data, directions=directions, grid=grid, progress=progress, **options)
-    objective = Objective.of(path.loss_fn, origin, path.data, check=False)  # checked by the surface
     in_plane = engine.evaluate(objective, origin, directions.basis, coords, mesh=options.get("mesh"), progress=False)
     extra |= {
         "true_loss": ("step", np.array(losses), {"long_name": "mean loss at the checkpoint"}),

@@ -1,0 +1,65 @@
+"""500 random losses: every public way to a number gives what eager JAX gives, NaN in the same places."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxscape as js
+from jaxscape.convolution import compiler_options, fast_convolutions
+from tests.programs import program
+
+MESH = jax.sharding.Mesh(jax.devices()[:1], ("points",))
+POINTS = (0.0, 0.3)
+PART = 20  # programs of one test
+
+
+def near(value, truth, dtype, what):
+    """Equal up to rounding, relative to the largest entry; NaN and infinity in the same places."""
+    value, truth = (
+        np.concatenate([np.ravel(x).astype(np.float64) for x in jax.tree.leaves(t)]) for t in (value, truth)
+    )
+    np.testing.assert_array_equal(np.isfinite(value), np.isfinite(truth), err_msg=f"{what}: NaN elsewhere")
+    finite = np.isfinite(truth)
+    scale = np.abs(truth[finite]).max(initial=1e-3)
+    tolerance = {"float32": 2e-3, "float64": 1e-8}[jnp.dtype(dtype).name]
+    np.testing.assert_allclose(value[finite], truth[finite], rtol=0, atol=tolerance * scale, err_msg=what)
+
+
+def check(seed):
+    """One program against eager JAX in float64, and with the precision of the program."""
+    dtype = jnp.float64 if seed % 2 else jnp.float32
+    params, loss, data, names = program(seed, dtype)
+    exact = program(seed, jnp.float64)
+    what = f"program {seed}, {jnp.dtype(dtype).name}: {', '.join(names)}"
+    direction = jax.tree.map(lambda x: 0.1 * jnp.ones_like(x), params)
+
+    truth = exact.loss(exact.params, exact.data)
+    fast = jax.jit(fast_convolutions(loss), compiler_options=compiler_options())
+    near(fast(params, data), truth, dtype, f"values, {what}")
+
+    def mean(p):
+        return exact.loss(p, exact.data).mean()
+
+    gradient = jax.grad(mean)(exact.params)
+    of_fast = jax.jit(jax.grad(lambda p: fast_convolutions(loss)(p, data).mean()), compiler_options=compiler_options())
+    near(of_fast(params), gradient, dtype, f"gradient, {what}")
+
+    ones = jax.tree.map(jnp.ones_like, exact.params)
+    product = jax.jvp(jax.grad(mean), (exact.params,), (ones,))[1]
+    hessian = js.hvp(loss, params, data, mesh=MESH, check=False)
+    near(hessian(jax.tree.map(jnp.ones_like, params)), product, dtype, f"product, {what}")
+
+    grid = js.Grid((np.array(POINTS),))
+    options = {"batch_size": [6, 4, 1][seed % 3], "points_per_step": [1, 2][seed % 2], "mesh": MESH, "progress": False}
+    result = js.surface(params, loss, data, directions=direction, grid=grid, check=not seed % 4, **options)
+    moved = [jax.tree.map(lambda p, c=c: p + c * 0.1, exact.params) for c in POINTS]
+    near(result.loss.values, [mean(p) for p in moved], dtype, f"surface, {what}")
+    assert result.nonfinite_points == np.sum(~np.isfinite(result.loss.values))
+
+
+@pytest.mark.slow  # a program takes 3 s: it compiles four times, and runs every operation once by itself
+@pytest.mark.parametrize("first", range(0, 500, PART))
+def test_random_losses_equal_eager_jax(first):
+    for seed in range(first, first + PART):
+        check(seed)

@@ -33,6 +33,7 @@ hypothesis.settings.load_profile("laws")
 RUNS = ("test_resume", "test_runs", "test_steps", "test_train")
 
 
+@pytest.hookimpl(tryfirst=True)  # before that of pytest-xdist, which reads the marks
 def pytest_collection_modifyitems(items):
     """Each file stays with one process of pytest-xdist, and the files that share a trained run with one of both."""
     for item in items:

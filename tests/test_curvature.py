@@ -259,6 +259,7 @@ def test_ignored_leaves_take_no_part():
     np.testing.assert_allclose(image, np.where(takes_part, matrix @ np.where(takes_part, v, 0), 0), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_eigenvalues_do_not_depend_on_batches_devices_and_order_in_float32():
     _, loss_fn, params, data = problem("convolutions", examples=61)
     params = jax.tree.map(lambda x: x.astype(jnp.float32), params)

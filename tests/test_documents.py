@@ -50,6 +50,15 @@ def test_every_name_and_command_of_the_readme_is_there():
         assert hasattr(jaxscape, name), name
 
 
+def test_every_test_that_the_documents_name_is_there():
+    text = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
+    named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", text)
+    assert named
+    for file, name in named:
+        tests = (ROOT / "tests" / file).read_text()
+        assert f"def {name or 'test_'}" in tests, (file, name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_notebooks_run_from_top_to_bottom(path, tmp_path, monkeypatch):

@@ -289,6 +289,7 @@ def test_the_hessian_of_a_weighted_mean_equals_the_dense_one():
     np.testing.assert_allclose(result, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_tokens_of_a_sequence(tmp_path):
     """The usual loss of a language model, as a per-sequence mean with the number of tokens as its weight."""
     rng = np.random.default_rng(0)
@@ -426,6 +427,7 @@ def test_terms_are_summed_and_each_is_a_variable(tmp_path):
     assert {"batch_size_interior", "batch_size_boundary"} < set(ds.attrs)
 
 
+@pytest.mark.slow
 def test_the_curvature_of_terms_equals_the_dense_one():
     params, loss, data = physics()
     flat, unravel = ravel_pytree(params)

@@ -155,7 +155,7 @@ def test_zero_loss_on_a_log_scale(kind):
 
 
 @pytest.mark.parametrize("log", [None, True, False])
-@pytest.mark.parametrize("value", [0.0, 1e-300, 5e-324, 1e300])
+@pytest.mark.parametrize("value", [0.0, 1e-300, 1e300])
 def test_a_line_of_one_value(value, log):
     ax = plot.line(surface(lambda a, b: value).isel(beta=0, drop=True), log=log)
     ax.figure.canvas.draw()

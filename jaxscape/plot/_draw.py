@@ -52,7 +52,7 @@ def _draw_contourf(ax: Axes, surface: Field, scale: Scale) -> str:
 
 def _draw_heatmap(ax: Axes, surface: Field, scale: Scale) -> str:
     _hatch(ax, surface)
-    z = np.ma.masked_invalid(_floored(surface.z, scale))
+    z = np.ma.masked_invalid(_floored(surface.z, scale)).clip(-1e300, 1e300)  # the colour map multiplies
     ax.pcolormesh(edges(surface.x), edges(surface.y), z, norm=scale.norm(), cmap=_cmap(surface), rasterized=True)
     rows, columns = np.nonzero(surface.unconverged)
     ax.plot(surface.x[columns], surface.y[rows], ".", color="0.2", ms=2)

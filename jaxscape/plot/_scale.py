@@ -105,9 +105,8 @@ def choose(
         raise ValueError(f"log is True with a level at {chosen[0]:g}, expected levels above 0; pass log=False.")
     if chosen is None:
         if loss_max is None and np.abs(finite).max(initial=0) > _LARGEST:
-            raise ValueError(
-                f"the values reach {finite[np.abs(finite).argmax()]:.3g}, more than can be drawn; pass loss_max or levels."
-            )
+            extreme = finite[np.abs(finite).argmax()]
+            raise ValueError(f"the values reach {extreme:.3g}, more than can be drawn; pass loss_max or levels.")
         chosen = _span(finite, log, loss_max, num)
     below = bool(finite.size) and finite.min() < chosen[0]
     above = bool(finite.size) and finite.max() > chosen[-1]

@@ -67,6 +67,7 @@ bench: env
 	$(BIN)/python -m benchmarks.calibration
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.nan_protection
 	$(BIN)/python -m benchmarks.hessian
 	$(BIN)/python -m benchmarks.trajectory
 	$(BIN)/python -m benchmarks.saving

@@ -3,16 +3,22 @@
 import gc
 import os
 import shutil
+import time
+from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The networks of the tests are so small that compiling takes most of the time, a third of it for code that is not
 # optimized, and in one piece, since two processes share the cores. XLA ends a process when a device waits 40 s for the
 # others, and 8 devices on busy cores do. The user's flags win: `XLA_FLAGS=--xla_backend_optimization_level=3 make test`
 # tests optimized code.
-os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
-    f"--xla_cpu_collective_call_terminate_timeout_seconds=3600 {os.getenv('XLA_FLAGS', '')}"
-)
+FLAGS = [
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=3600",
+]
+if version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")):  # later ones lack the flag, and end the process
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.getenv("XLA_FLAGS", "")])
 
 import hypothesis
 import jax
@@ -30,17 +36,6 @@ hypothesis.settings.register_profile("laws", max_examples=6, deadline=None, dera
 hypothesis.settings.load_profile("laws")
 
 
-RUNS = ("test_resume", "test_runs", "test_steps", "test_train")
-
-
-@pytest.hookimpl(tryfirst=True)  # before that of pytest-xdist, which reads the marks
-def pytest_collection_modifyitems(items):
-    """Each file stays with one process of pytest-xdist, and the files that share a trained run with one of both."""
-    for item in items:
-        module = item.module.__name__.split(".")[-1]
-        item.add_marker(pytest.mark.xdist_group("run" if module in RUNS else module))
-
-
 @pytest.fixture(autouse=True)
 def _no_check_of_means(request, monkeypatch):
     """The check that a loss is a mean over examples is a sixth of a first call: few tests need it each time."""
@@ -51,10 +46,24 @@ def _no_check_of_means(request, monkeypatch):
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
-    """A finished run of `tests.training.CONFIG`; no test changes it."""
+    """A finished run of `tests.training.CONFIG`, which the first process trains for all; no test changes it."""
+    from jaxscape import runs
     from tests.training import CONFIG, train  # not for the tests of anything else
 
-    return train.train(CONFIG, tmp_path_factory.mktemp("runs") / "whole", progress=False)
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # common to all processes
+    trained = base / "trained"
+    try:
+        (base / "training").mkdir()
+    except FileExistsError:
+        while not trained.exists():
+            time.sleep(0.1)
+    else:
+        try:
+            train.train(CONFIG, base / "training" / "whole", progress=False)
+        finally:
+            trained.touch()
+    return runs.load_run(base / "training" / "whole")
 
 
 @pytest.fixture

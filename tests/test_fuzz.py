@@ -41,11 +41,11 @@ def check(seed):
     def mean(p):
         return exact.loss(p, exact.data).mean()
 
-    @jax.jit  # without fast_convolutions, and in float64, where XLA's fusions keep NaN
     def derivatives(p):
         return jax.jvp(jax.grad(mean), (p,), (jax.tree.map(jnp.ones_like, p),))
 
-    gradient, product = derivatives(exact.params)
+    finite = bool(jnp.isfinite(values).all())  # compiled, the reference itself may lose a NaN
+    gradient, product = (jax.jit(derivatives) if finite else derivatives)(exact.params)
     of_fast = jax.jit(jax.grad(lambda p: fast_convolutions(loss)(p, data).mean()), compiler_options=compiler_options())
     near(of_fast(params), gradient, dtype, f"gradient, {what}")
     hessian = js.hvp(loss, params, data, mesh=MESH, check=False, linearize=bool(seed % 4 < 2))

@@ -11,14 +11,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # optimized, and in one piece, since two processes share the cores. XLA ends a process when a device waits 40 s for the
 # others, and 8 devices on busy cores do. The user's flags win: `XLA_FLAGS=--xla_backend_optimization_level=3 make test`
 # tests optimized code.
-FLAGS = [
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_parallel_codegen_split_count=1",
-    "--xla_cpu_collective_call_terminate_timeout_seconds=3600",
-]
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
+    f"--xla_cpu_collective_call_terminate_timeout_seconds=3600 {os.getenv('XLA_FLAGS', '')}"
+)
 if version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")):  # later ones lack the flag, and end the process
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.getenv("XLA_FLAGS", "")])
+    os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ['XLA_FLAGS']}"
 
 import hypothesis
 import jax

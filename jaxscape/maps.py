@@ -127,8 +127,8 @@ def eigenvalue_map(
 
     Raises:
         ValueError: ``subset`` is not within 1 and the number of examples, an option is out of its range, a direction is
-            not like params, the grid has another number of axes than there are directions, the store holds another
-            result; or params, data or loss_fn are wrong, as `hvp` says.
+            not finite or not like params, the grid has another number of axes than there are directions, the store
+            holds another result; or params, data or loss_fn are wrong, as `hvp` says.
         TypeError: A leaf of params is not floating.
     """
     refuse_inside_transform("js.eigenvalue_map")
@@ -219,9 +219,9 @@ def plane_hessian(
         ``plane_min_eigenvalue`` and ``plane_max_eigenvalue``.
 
     Raises:
-        ValueError: ``subset`` is not within 1 and the number of examples, a direction is not like params, the grid has
-            another number of axes than there are directions, the store holds another result; or params, data or loss_fn
-            are wrong, as `hvp` says.
+        ValueError: ``subset`` is not within 1 and the number of examples, a direction is not finite or not like
+            params, the grid has another number of axes than there are directions, the store holds another result; or
+            params, data or loss_fn are wrong, as `hvp` says.
         TypeError: A leaf of params is not floating.
     """
 

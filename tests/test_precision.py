@@ -49,6 +49,12 @@ def test_curvatures_in_a_plane_of_any_angle_and_lengths(directions, lengths):
     np.testing.assert_allclose(result.plane_hessian.values[0, 0], exact, rtol=1e-5)
 
 
+def test_a_direction_that_is_not_finite():
+    options = {"grid": POINT, "progress": False, "mesh": ONE, "check": False}
+    with pytest.raises(ValueError, match=r"directions\[1\] has NaN or infinite entries"):
+        js.plane_hessian(jnp.zeros(N), quadratic, np.ones(2), directions=[A, A * np.float32(np.nan)], **options)
+
+
 @pytest.mark.parametrize("angle", [1.0, 1e-2, 1e-3])
 def test_projections_on_directions_at_a_small_angle(angle):
     rng = np.random.default_rng(1)

@@ -38,9 +38,15 @@ def plane_axes(subspace: Subspace, directions: Directions) -> PlaneAxes:
     Returns:
         The axes. What a direction has outside of the span of the others counts as rounding, and is dropped, if it is
         shorter than 16 times the machine precision times the direction.
+
+    Raises:
+        ValueError: A direction is not finite.
     """
     vectors = [subspace.extract(direction) for direction in directions]
     metric = np.asarray(_inner(vectors, vectors))
+    for k, finite in enumerate(np.isfinite(np.diag(metric))):
+        if not finite:
+            raise ValueError(f"directions[{k}] has NaN or infinite entries, expected finite ones; leave it out.")
     lengths = np.sqrt(np.diag(metric))
     units = np.where(lengths > 0, lengths, 1)
     squares, rotation = np.linalg.eigh(metric / np.outer(units, units))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxscape as js
+from jaxscape import trees
 
 LEAVES = {"b": 2.0, "a": 1.0, "inner": {"z": 5.0, "y": 4.0}}
 A = jax.tree.map(lambda x: jnp.full((2, 2), x, jnp.float32), LEAVES)
@@ -139,3 +140,13 @@ def test_matvec_gives_other_leaves():
 def test_a_complex_operator_is_refused():
     with pytest.raises(TypeError, match="the result of matvec is complex"):
         js.lanczos(lambda v: 1j * v, jnp.zeros(5), key=0)
+
+
+def test_leaves_without_names_that_are_too_many_are_refused():
+    a, b = {"n": Nameless(jnp.ones(2))}, {"n": Nameless(jnp.ones(2), jnp.zeros(2))}
+    with pytest.raises(ValueError, match=r"b has several leaves with the path \['n'\]\.x"):
+        js.direction_between(a, b)
+
+
+def test_keys_that_cannot_be_sorted_keep_their_order():
+    assert trees.ranks(collections.OrderedDict([(2j, 1.0), (1j, 2.0)])) == [0, 1]

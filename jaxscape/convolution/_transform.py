@@ -204,7 +204,7 @@ def _rewrite_inside(eqn: Any, rules: Rules, in_loop: bool) -> dict[str, Any]:
         types = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in avals]
         rewritten = jax.make_jaxpr(lambda *args: _run(inner, consts, args, rules, within))(*types)
         if rewritten.consts and eqn.primitive.name in _WITHOUT_CONSTANTS:
-            return value  # as it is
+            return value
         return rewritten if isinstance(value, core.ClosedJaxpr) else rewritten.jaxpr  # one class from JAX 0.12 on
 
     return {name: rewrite(value) for name, value in eqn.params.items()}

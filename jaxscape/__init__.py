@@ -17,6 +17,7 @@ from jaxscape.grid import Grid
 from jaxscape.linalg import Operator, lanczos
 from jaxscape.maps import eigenvalue_map, plane_hessian
 from jaxscape.surface import interpolate, surface
+from jaxscape.sweep import load
 from jaxscape.trajectory import pca_directions, project, trajectory
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "hvp",
     "interpolate",
     "lanczos",
+    "load",
     "load_run",
     "pca_directions",
     "plane_hessian",

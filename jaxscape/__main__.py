@@ -1,8 +1,6 @@
 """``python -m jaxscape``: the command line."""
 
-import sys
-
-from jaxscape.cli import main
+from jaxscape.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -1,5 +1,6 @@
 """Curvature at every point of a grid: the ends of the spectrum (paper figure 7), and what the plane shows of it."""
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 import xarray as xr
 from jax.sharding import Mesh
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from jaxscape import checks, trees
 from jaxscape.curvature import Options, PlaneAxes, hessian_product, plane_axes, plane_columns, plane_curvatures
@@ -21,7 +22,18 @@ from jaxscape.meshes import outside_meshes
 from jaxscape.normalize import described
 from jaxscape.objective import num_examples, refuse_inside_transform, rows_of
 from jaxscape.subspace import Subspace
-from jaxscape.sweep import SHARE, Store, device_groups, in_shares, on_grid, provenance, to_dataset
+from jaxscape.sweep import (
+    SHARE,
+    Layout,
+    StoppedError,
+    Store,
+    device_groups,
+    in_shares,
+    inputs,
+    on_grid,
+    provenance,
+    to_dataset,
+)
 from jaxscape.types import Data, Ignore, LossFn, Params
 
 _ENDS: dict[str, Any] = dict.fromkeys(("min_eigenvalue", "max_eigenvalue", "ratio"), float)
@@ -113,7 +125,8 @@ def eigenvalue_map(
         ignore: The leaves in which no curvature is taken: None, none of them; ``"bias_norm"``, biases and normalization
             parameters, as in the paper; or a predicate on (path, leaf).
         check: Whether to find out, by two evaluations of at most 128 examples, if the loss is a mean over examples.
-        store: A folder where every finished block of 8 points is kept; the same call goes on from there.
+        store: A folder where every finished point is kept; the same call goes on from there, and `jaxscape.load` reads
+            it at any time.
         seed: Of random directions and of the subset.
         progress: True or False for a progress bar; None for one on terminals and in notebooks.
 
@@ -158,11 +171,7 @@ def eigenvalue_map(
     products = Options(batch_size, ignore, check)
     plane = _Plane(directions, grid, subset, products, mesh, store, seed, progress)
     recipe = {"method": "lanczos", **options, "key": np.asarray(jax.random.key_data(checks.as_key(key))).tolist()}
-    result = _map(at_point, _ENDS, (params, loss_fn, data), recipe, plane)
-    finite = np.isfinite(result.min_eigenvalue.values) & np.isfinite(result.max_eigenvalue.values)
-    result.attrs["nonfinite_points"] = int((~finite).sum())
-    result.attrs["unconverged_points"] = int((finite & ~result.converged.values).sum())
-    return result
+    return _map(at_point, _ENDS, (params, loss_fn, data), recipe, plane)
 
 
 @outside_meshes
@@ -210,7 +219,8 @@ def plane_hessian(
         mesh: The devices, which share the points; by default all of all processes. Along an axis named ``"data"``
             devices of one process share the examples of a point instead.
         check: Whether to find out, by two evaluations of at most 128 examples, if the loss is a mean over examples.
-        store: A folder where every finished block of 8 points is kept; the same call goes on from there.
+        store: A folder where every finished point is kept; the same call goes on from there, and `jaxscape.load` reads
+            it at any time.
         seed: Of random directions and of the subset.
         progress: True or False for a progress bar; None for one on terminals and in notebooks.
 
@@ -261,41 +271,58 @@ def _map(
     groups = device_groups(plane.mesh)
     params, product = hessian_product(loss_fn, params, data, plane.products, groups[0])
     coords = grid.points()
-    attrs = provenance(product.objective, params, directions.basis)
+    hashes = inputs(product.objective, params, directions.basis)
     ignore = described(plane.products.ignore)
     kinds = {**kinds, **plane_columns(len(directions))}
     columns: dict[str, np.ndarray] = {name: np.zeros(len(coords), kind) for name, kind in kinds.items()}
-    store = None
-    if plane.store is not None:
-        axes = [list(axis) for axis in grid.axes]
-        identity = {**recipe, "fingerprint": attrs["fingerprint"], "axes": axes}
-        identity["free_leaves"] = product.subspace.free_names
-        store = Store(plane.store, identity, len(coords), SHARE, columns)
 
-    def begin_group(group: Mesh) -> Callable[[int], dict[str, Any]]:
+    def begin_group(group: Mesh, stop: threading.Event) -> Callable[[int], dict[str, Any]]:
         local = product.on(group)
         origin, basis = jax.device_put((params, directions.basis), group.local_devices[0])
         axes = plane_axes(local.subspace, Directions(basis))
 
         def visit(i: int) -> dict[str, Any]:
-            matvec = local.at(_displace(origin, basis, coords[i]))
+            product = local.at(_displace(origin, basis, coords[i]))
+
+            def matvec(vector: Array) -> Array:
+                if stop.is_set():
+                    raise StoppedError
+                return product(vector)
+
             return at_point(local.subspace, matvec, axes, i)
 
         return visit
 
-    columns = in_shares(begin_group, columns, groups, store, plane.progress)
-    result = to_dataset(columns, grid, _LONG_NAMES)
-    result.attrs |= {
-        **dict(directions.recipe),
-        **{name: value for name, value in recipe.items() if name != "key"},
-        "num_examples": product.objective.examples,
-        "subset": "all" if plane.subset is None else f"{plane.subset} examples drawn with seed {plane.seed}",
-        "curvature_ignore": ignore,
-        "num_devices": sum(group.size for group in groups) * jax.process_count(),
-        "seconds": round(time.perf_counter() - begin, 3),
-        **attrs,
-    }
+    def result_of(columns: Mapping[str, np.ndarray]) -> xr.Dataset:
+        result = to_dataset(columns, grid, _LONG_NAMES)
+        result.attrs |= {
+            **dict(directions.recipe),
+            **{name: value for name, value in recipe.items() if name != "key"},
+            "num_examples": product.objective.examples,
+            "subset": "all" if plane.subset is None else f"{plane.subset} examples drawn with seed {plane.seed}",
+            "curvature_ignore": ignore,
+            "num_devices": sum(group.size for group in groups) * jax.process_count(),
+            "seconds": round(time.perf_counter() - begin, 3),
+            **provenance(hashes, params),
+            **(_counts(result) if "converged" in result else {}),
+        }
+        return result
+
+    if plane.store is None:
+        return result_of(in_shares(begin_group, columns, groups, None, plane.progress))
+    identity = {**recipe, **hashes, "free_leaves": product.subspace.free_names}
+    attrs = {**dict(directions.recipe), **provenance(hashes, params)}
+    with Store(plane.store, identity, Layout.of(grid, columns, SHARE), _LONG_NAMES, attrs) as store:
+        result = result_of(in_shares(begin_group, columns, groups, store, plane.progress))
+        store.finish(result.attrs)
     return result
+
+
+def _counts(result: xr.Dataset) -> dict[str, int]:
+    """How many points are not finite, and how many of the others not converged."""
+    finite = np.isfinite(result.min_eigenvalue.values) & np.isfinite(result.max_eigenvalue.values)
+    unconverged = int((finite & ~result.converged.values).sum())
+    return {"nonfinite_points": int((~finite).sum()), "unconverged_points": unconverged}
 
 
 _displace = jax.jit(trees.displace)

@@ -1,8 +1,7 @@
 """The loss on a line, in a plane, or in a volume through params: the figure, as numbers."""
 
-import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +16,21 @@ from jaxscape.engine import Evaluation
 from jaxscape.grid import Grid
 from jaxscape.meshes import outside_meshes
 from jaxscape.objective import Objective, as_batch_size, refuse_inside_transform
-from jaxscape.sweep import Store, check_names, in_blocks, on_grid, provenance, to_dataset, unresolved_share
+from jaxscape.sweep import (
+    Layout,
+    Store,
+    check_names,
+    columns_of,
+    in_blocks,
+    inputs,
+    on_grid,
+    provenance,
+    to_dataset,
+    unresolved_share,
+)
 from jaxscape.types import Data, LossFn, Params
+
+CHUNK = 128  # points that share a file of a store, at most
 
 
 @outside_meshes
@@ -82,8 +94,8 @@ def surface(
         check: Whether to find out, by two evaluations of at most 128 examples at params, if the loss is a mean over
             examples: batch norm in training mode, dropout, or a division by what is in the batch make the result depend
             on ``batch_size``. False takes the loss as it is.
-        store: A folder where every finished block of 128 points is kept; the same call goes on from there. Not with
-            ``rtol``, whose points depend on each other.
+        store: A folder where every finished block of about 5 seconds is kept; the same call goes on from there, and
+            `jaxscape.load` reads it at any time. Not with ``rtol``, whose points depend on each other.
         seed: Of the random directions, if none are given, and of the order of the examples under ``rtol``.
         progress: True or False for a progress bar; None for one on terminals and in notebooks.
 
@@ -122,33 +134,39 @@ def surface(
     start = time.perf_counter()
     objective = Objective.of(loss_fn, params, data, compute_dtype=compute_dtype, check=check, batch_size=load[0])
     check_names(objective.metrics, grid.names)
-    attrs = provenance(objective, params, directions.basis)
+    hashes = inputs(objective, params, directions.basis)
+    attrs = provenance(hashes, params)
     share = unresolved_share(params, directions.basis, grid, compute_dtype)
     attrs |= {} if share is None else {"unresolved_share": round(share, 3)}
     coords, center = _with_center(grid)
     where = (objective, params, directions.basis, coords)
     options: dict[str, Any] = {"load": load, "mesh": mesh, "progress": progress}
+
+    def result_of(evaluation: Evaluation) -> xr.Dataset:
+        result = _dataset(evaluation, grid, center)
+        result.attrs |= {
+            **dict(directions.recipe),
+            **seeded,
+            "seconds": round(time.perf_counter() - start, 3),
+            **{name: value for name, value in (("rtol", rtol), ("atol", atol)) if rtol is not None},
+            **_load_attrs(evaluation),
+            "compute_dtype": str(compute_dtype),
+            "num_devices": mesh.size if mesh else jax.device_count(),
+            **attrs,
+        }
+        return result
+
     if store is not None:
-        recipe = {"method": "surface", "fingerprint": attrs["fingerprint"], "axes": [list(a) for a in grid.axes]}
-        recipe["compute_dtype"] = compute_dtype
-        evaluation = in_blocks(*where, functools.partial(Store, store, recipe), **options)
-    elif rtol is None:
-        evaluation = engine.evaluate(*where, **options)
-    else:
-        tolerance = engine.Tolerance(rtol, atol, seed, _anchors(grid, center, rtol))
-        evaluation = engine.estimate(*where, tolerance, **options)
-    result = _dataset(evaluation, grid, center)
-    result.attrs |= {
-        **dict(directions.recipe),
-        **seeded,
-        "seconds": round(time.perf_counter() - start, 3),
-        **{name: value for name, value in (("rtol", rtol), ("atol", atol)) if rtol is not None},
-        **_load_attrs(evaluation),
-        "compute_dtype": str(compute_dtype),
-        "num_devices": mesh.size if mesh else jax.device_count(),
-        **attrs,
-    }
-    return result
+        layout = Layout.of(grid, columns_of(objective, len(coords)), CHUNK)
+        known = {**dict(directions.recipe), **seeded, **attrs}
+        with Store(store, {"method": "surface", **hashes}, layout, _long_names(objective.metrics), known) as kept:
+            result = result_of(in_blocks(*where, kept, **options))
+            kept.finish(result.attrs)
+        return result
+    if rtol is None:
+        return result_of(engine.evaluate(*where, **options))
+    tolerance = engine.Tolerance(rtol, atol, seed, _anchors(grid, center, rtol))
+    return result_of(engine.estimate(*where, tolerance, **options))
 
 
 @outside_meshes
@@ -232,19 +250,26 @@ def _anchors(grid: Grid, center: int, rtol: float) -> Callable[[int], np.ndarray
 def _dataset(evaluation: Evaluation, grid: Grid, center: int) -> xr.Dataset:
     """The metrics over the grid; the loss at params is an attribute."""
     num = int(np.prod(grid.shape))
-    columns, long_names = {}, {}
+    columns = {}
     for name, estimate in evaluation.metrics.items():
         columns[name] = estimate.mean[:num]
-        long_names[name] = f"mean {name} over the examples"
         if estimate.stderr is not None:
             columns[f"{name}_stderr"] = estimate.stderr[:num]
-            long_names[f"{name}_stderr"] = f"standard error of the mean {name}"
     columns["num_examples"] = evaluation.num_examples[:num]
-    result = to_dataset(columns, grid, long_names)
+    result = to_dataset(columns, grid, _long_names(evaluation.metrics))
     loss = evaluation.metrics["loss"].mean
     result.attrs["center_loss"] = float(loss[center])
     result.attrs["nonfinite_points"] = int((~np.isfinite(loss[:num])).sum())
     return result
+
+
+def _long_names(metrics: Iterable[str]) -> dict[str, str]:
+    """What each variable is, in words."""
+    names = {}
+    for name in metrics:
+        names[name] = f"mean {name} over the examples"
+        names[f"{name}_stderr"] = f"standard error of the mean {name}"
+    return names
 
 
 def _load_attrs(evaluation: Evaluation) -> dict[str, int]:

@@ -11,7 +11,7 @@ import jaxscape as js
 
 ROOT = Path(js.__file__).parents[1]
 FLOORS = (
-    ("types",),
+    ("types", "files", "interrupts", "peers"),
     ("trees", "grid", "meshes"),
     ("checks", "convolution"),
     ("normalize",),

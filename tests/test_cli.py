@@ -150,7 +150,7 @@ def test_an_earlier_result_is_replaced_only_by_a_complete_one(run, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(xr.Dataset, "to_zarr", full_disk)
         assert cli.main([*small, "4"]) == 2
-    assert "error: No space left" in capsys.readouterr().err
+    assert "error: the disk is full (No space left on device). What was finished is kept" in capsys.readouterr().err
     assert read(run / "surface.zarr").sizes == {"alpha": 3, "beta": 3}
     there = ["surface.partial", "surface.zarr", "surface_3d.png", "surface_contour.png"]  # what was computed is kept
     assert sorted(path.name for path in run.iterdir()) == there

@@ -184,13 +184,13 @@ def test_a_fingerprint_is_the_same_in_another_process():
         "from jaxscape.objective import Objective\n"
         "table = np.arange(3.0)\n"
         "loss = lambda p, b: mlp_loss(p, b)['loss'] * table.sum() + jax.nn.relu(b[0]).sum(-1)\n"
-        "fingerprint = Objective.of(loss, mlp_params(), classification_data()).fingerprint\n"
+        "recipe = Objective.of(loss, mlp_params(), classification_data()).recipe\n"
     )
     here = {}
     exec(code, here)  # noqa: S102
-    command = [sys.executable, "-c", code + "print(fingerprint)"]
+    command = [sys.executable, "-c", code + "print(recipe)"]
     there = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    assert here["fingerprint"] == there
+    assert str(here["recipe"]) == there
 
 
 # ---- weights
@@ -827,5 +827,5 @@ def test_a_store_of_another_loss_is_refused(tmp_path, call, other):
     again = call(PARAMS, plus(jnp.float64(1.0)), X, **options)  # another function that computes the same
     for name in first:
         np.testing.assert_array_equal(again[name], first[name])
-    with pytest.raises(ValueError, match=r"s.zarr holds another result: fingerprint is .* there and .* here"):
+    with pytest.raises(ValueError, match=r"s.zarr holds another result: loss_fn is .* there and .* here"):
         call(PARAMS, other, X, **options)

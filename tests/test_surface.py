@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 import jaxscape as js
 from jaxscape import engine
 from jaxscape.objective import Objective
-from jaxscape.sweep import Store, _blocks
 from tests.problems import (
     classification_data,
     compilations,
@@ -361,36 +360,17 @@ def test_bad_directions():
         plane(directions=js.random_directions(0, PARAMS, num=3), grid=None)
 
 
-# ---- kept on disk
+# ---- kept on disk: see test_store.py
 
 
 @pytest.mark.parametrize("loss", [mlp_loss, lambda p, b: mlp_loss(p, b)["loss"].mean()], ids=["per example", "mean"])
-def test_a_killed_surface_goes_on(tmp_path, monkeypatch, loss):
-    monkeypatch.setattr(_blocks, "BLOCK", 3)
+def test_a_stored_surface_is_that_of_the_call_without_a_store(tmp_path, loss):
     options = {"directions": DIRECTIONS, "grid": GRID, "progress": False, "batch_size": 8}
-    plain = js.surface(PARAMS, loss, DATA, **options)
-    write, done = Store.write, []
-
-    def dies(self, rows, values):
-        if done:
-            raise KeyboardInterrupt
-        done.append(rows)
-        write(self, rows, values)
-
-    monkeypatch.setattr(Store, "write", dies)
-    with pytest.raises(KeyboardInterrupt):
-        js.surface(PARAMS, loss, DATA, store=tmp_path / "s.zarr", **options)
-    monkeypatch.setattr(Store, "write", lambda self, rows, values: done.append(rows) or write(self, rows, values))
-    resumed = js.surface(PARAMS, loss, DATA, store=tmp_path / "s.zarr", **options)
-    assert done == [slice(0, 3), slice(3, 6), slice(6, 7)]  # 6 points and params itself, each block once
-    again = js.surface(PARAMS, loss, DATA, store=tmp_path / "s.zarr", **options)
-    assert len(done) == 3
-    assert list(resumed.data_vars) == list(plain.data_vars)
-    for result in (resumed, again):
-        for name in plain.data_vars:
-            np.testing.assert_allclose(result[name], plain[name], rtol=1e-12)
-        assert result.attrs["center_loss"] == pytest.approx(plain.attrs["center_loss"], rel=1e-12)
-        assert result.attrs["nonfinite_points"] == 0
+    plain, stored = (js.surface(PARAMS, loss, DATA, **options, **more) for more in ({}, {"store": tmp_path / "s.zarr"}))
+    assert list(stored.data_vars) == list(plain.data_vars)
+    for name in plain.data_vars:
+        np.testing.assert_allclose(stored[name], plain[name], rtol=1e-12)
+    assert stored.attrs["center_loss"] == pytest.approx(plain.attrs["center_loss"], rel=1e-12)
 
 
 def test_nan_points_are_kept(tmp_path):
@@ -401,7 +381,7 @@ def test_nan_points_are_kept(tmp_path):
 
 def test_a_store_of_another_surface_is_refused(tmp_path):
     plane(store=tmp_path / "s.zarr")
-    with pytest.raises(ValueError, match=r"s.zarr holds another result: axes is .* there and .* here"):
+    with pytest.raises(ValueError, match=r"s.zarr holds another result: grid is .* there and .* here"):
         plane(store=tmp_path / "s.zarr", grid=js.Grid.plane((0, 1, 2), (0, 1, 3)))
     with pytest.raises(ValueError, match=r"store is '.*s.zarr' with rtol=0.1, but only exact points are kept"):
         plane(store=tmp_path / "s.zarr", rtol=0.1)

@@ -2,10 +2,12 @@
 
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import jax
 
 from jaxscape.cli._parser import make_parser
+from jaxscape.interrupts import leave, run_command
 from jaxscape.objective import use_all_cores
 
 
@@ -16,15 +18,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None: the arguments of the process.
 
     Returns:
-        The exit status: 0, or 2 if the arguments are wrong; then one line on standard error says what is wrong.
+        The exit status: 0; 2 if the arguments or a file are wrong; 1 for another error; 130 or 143 after Ctrl-C or
+        SIGTERM. Then one line on standard error says what is wrong, or what is kept and how to go on.
     """
+    argv = sys.argv[1:] if argv is None else argv
     args = make_parser().parse_args(argv)
-    use_all_cores()
-    try:
+
+    def command() -> int:
+        use_all_cores()
         if getattr(args, "distributed", False):
             jax.distributed.initialize()
         args.command(args)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"jaxscape: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return run_command("jaxscape", ["jaxscape", *argv], command, debug=args.debug)
+
+
+def run() -> NoReturn:
+    """Run the command of the process, and end the process."""
+    leave(main())

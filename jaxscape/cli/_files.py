@@ -1,6 +1,5 @@
 """Results and pictures on disk, and tables on standard output."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,15 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxscape import plot
-
-
-def read(path: Path) -> xr.Dataset:
-    """Read a result into memory; refuse a path that is not a result."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} not found; `jaxscape surface RUN` makes RUN/surface.zarr.")
-    if not (path / "zarr.json").exists():
-        raise ValueError(f"{path} is no result; expected a .zarr folder that jaxscape wrote.")
-    return xr.open_zarr(path, consolidated=False).load()
+from jaxscape.sweep import save
 
 
 def check_replaceable(path: Path) -> None:
@@ -28,15 +19,8 @@ def check_replaceable(path: Path) -> None:
 
 
 def write(result: xr.Dataset, path: Path) -> None:
-    """Write a result to a new folder, then rename it: an earlier result is replaced only by a complete new one."""
-    new, old = (path.with_name(f".{path.name}.{state}") for state in ("new", "old"))
-    shutil.rmtree(new, ignore_errors=True)
-    result.to_zarr(new, mode="w", consolidated=False)
-    if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-    new.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    """Write a result, and print its path: an earlier result is replaced only by a complete new one."""
+    save(result, path)
     print(path)
 
 

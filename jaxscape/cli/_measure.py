@@ -49,10 +49,14 @@ def line(args: argparse.Namespace) -> None:
         out = run.path / f"line_{split}.zarr"
         check_replaceable(out)
         data = data_of(run, split)
-        result = js.surface(run.params, run.loss_fn, data, directions=directions, grid=grid, **evaluating(args))
+        store = partial(out, args)
+        result = js.surface(
+            run.params, run.loss_fn, data, directions=directions, grid=grid, store=store, **evaluating(args)
+        )
         result.attrs |= {"title": f"{name_of(run)}, {split}", "split": split}
         if not jax.process_index():
             write(result, out)
+            shutil.rmtree(out.with_suffix(".partial"), ignore_errors=True)  # the complete result is written
         results[split] = result.assign_attrs(title=name_of(run))
     if jax.process_index():
         return

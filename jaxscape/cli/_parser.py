@@ -79,6 +79,8 @@ def make_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="a table of runs, and the pictures in their folders")
     report.set_defaults(command=_show.report)
     report.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", help="print the traceback of an error")
     return parser
 
 

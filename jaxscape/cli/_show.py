@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 
 import jaxscape as js
 from jaxscape import plot, trees
-from jaxscape.cli._files import draw, print_table, read
+from jaxscape.cli._files import draw, print_table
 
 _PICTURES = (".png", ".pdf", ".svg")
 
 
 def plot_results(args: argparse.Namespace) -> None:
     """Draw one result, or several in one picture."""
-    results = [read(Path(file)) for file in args.files]
+    results = [js.load(file) for file in args.files]
     named = dict(zip(_titles(args, results), results, strict=True))
     kind: Any = args.kind or _default_kind(results[0], args)
     options: dict[str, Any] = {"metric": args.metric, "log": args.log, "loss_max": args.loss_max}

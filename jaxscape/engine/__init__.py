@@ -5,7 +5,7 @@ point; `estimate` takes as many examples at each point as a tolerance needs.
 """
 
 from jaxscape.engine._compile import WIDTHS
-from jaxscape.engine._exact import Loads, evaluate, mean_metrics, progress_bar
+from jaxscape.engine._exact import Evaluator, Loads, evaluate, load_of, mean_metrics, progress_bar
 from jaxscape.engine._program import Load, Program
 from jaxscape.engine._result import Estimate, Evaluation
 from jaxscape.engine._tolerance import Tolerance, anchor_stride, anchors, estimate
@@ -14,6 +14,7 @@ __all__ = [
     "WIDTHS",
     "Estimate",
     "Evaluation",
+    "Evaluator",
     "Load",
     "Loads",
     "Program",
@@ -22,6 +23,7 @@ __all__ = [
     "anchors",
     "estimate",
     "evaluate",
+    "load_of",
     "mean_metrics",
     "progress_bar",
 ]

@@ -1,5 +1,6 @@
 """The mean over all of the data at every point."""
 
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,86 @@ CALL_SECONDS = 0.3  # a call this long keeps the progress bar alive and makes th
 
 Loads = tuple[int | None, int | None] | Mapping[str, Load]
 """Examples and points that go side by side, None where free; or the load of each term."""
+
+
+class Evaluator:
+    """The means of an objective at points ``params + sum_k coords[k] * basis[k]``; programs stay between calls."""
+
+    def __init__(self, objective: Objective, params: Params, basis: Params, mesh: Mesh | None = None) -> None:
+        """Nothing is compiled or computed yet.
+
+        Args:
+            objective: The loss over its data.
+            params: The origin.
+            basis: A pytree like params with a leading axis of length ``axes`` on each leaf.
+            mesh: The devices; all of all processes by default. An axis named ``"data"`` shares the examples.
+        """
+        self._objective, self._params, self._basis, self._mesh = objective, params, basis, mesh
+        self._programs: dict[Any, Program] = {}
+
+    def choose(self, num_points: int, load: Loads = (None, None)) -> dict[str, Load]:
+        """Choose examples and points that go side by side, in short trials.
+
+        Args:
+            num_points: How many points will be evaluated.
+            load: What is fixed; None: as is fastest.
+
+        Returns:
+            The load of each term.
+        """
+        return {
+            term.name: choose_load(
+                functools.partial(Program, term, self._params, self._basis, mesh=self._mesh),
+                term,
+                num_points,
+                self._mesh,
+                load_of(load, term),
+            )
+            for term in self._objective.terms
+        }
+
+    def __call__(self, coords: Float[np.ndarray, "points axes"], loads: Mapping[str, Load], bar: tqdm) -> Evaluation:
+        """Evaluate points.
+
+        Args:
+            coords: Their coordinates.
+            loads: The load of each term.
+            bar: It counts the points, of each term.
+
+        Returns:
+            All metrics.
+        """
+        return add_terms({t.name: self._evaluate(t, coords, loads[t.name], bar) for t in self._objective.terms})
+
+    def _evaluate(self, term: Term, coords: np.ndarray, load: Load, bar: tqdm) -> Evaluation:
+        first = bar.n
+
+        def run(load: Load) -> dict[str, np.ndarray]:
+            bar.n = first
+            return _sums(self._parts(term, load), term, coords, bar)
+
+        sums, used = with_retries(run, load)
+        metrics = {}
+        for name, per_example in term.per_example.items():
+            mean, stderr = mean_and_stderr(sums[name], term.examples)
+            metrics[name] = Estimate(mean, stderr if per_example else None)
+        return Evaluation(metrics, np.full(len(coords), term.examples), {term.name: used})
+
+    def _parts(self, term: Term, load: Load) -> list[Program]:
+        # Where the loss is the mean of a batch, a padded batch would spoil it: the ragged last one is a program of its
+        # own.
+        ragged = term.examples % load.batch_size
+        if all(term.per_example.values()) or not ragged or ragged == term.examples:
+            return [self._program(term, load)]
+        cut = term.examples - ragged
+        head, tail = (term.with_data(rows_of(term.data, part)) for part in (slice(cut), slice(cut, None)))
+        return [self._program(head, load), self._program(tail, Load(ragged, load.points_per_step))]
+
+    def _program(self, part: Term, load: Load) -> Program:
+        key = (part.name, part.examples, load)
+        if key not in self._programs:
+            self._programs[key] = Program(part, self._params, self._basis, load, mesh=self._mesh)
+        return self._programs[key]
 
 
 def evaluate(
@@ -51,33 +132,9 @@ def evaluate(
         s the standard deviation of the per-example values (N - 1 in its denominator), and for weighted examples that of
         the ratio ``sum(w x) / sum(w)``.
     """
-    evaluations = {}
+    evaluator = Evaluator(objective, params, basis, mesh)
     with progress_bar(len(coords) * len(objective.terms), progress) as bar:
-        for term in objective.terms:
-            evaluations[term.name] = _evaluate_term(term, params, basis, coords, load, mesh, bar)
-    return add_terms(evaluations)
-
-
-def _evaluate_term(
-    term: Term, params: Params, basis: Params, coords: np.ndarray, load: Loads, mesh: Mesh | None, bar: tqdm
-) -> Evaluation:
-    def program(part: Term, load: Load) -> Program:
-        return Program(part, params, basis, load, mesh=mesh)
-
-    first = bar.n
-
-    def run(load: Load) -> dict[str, np.ndarray]:
-        bar.n = first
-        return _sums(program, term, load, coords, bar)
-
-    fixed = load_of(load, term)
-    chosen = choose_load(lambda load: program(term, load), term, len(coords), mesh, fixed)
-    sums, used = with_retries(run, chosen)
-    metrics = {}
-    for name, per_example in term.per_example.items():
-        mean, stderr = mean_and_stderr(sums[name], term.examples)
-        metrics[name] = Estimate(mean, stderr if per_example else None)
-    return Evaluation(metrics, np.full(len(coords), term.examples), {term.name: used})
+        return evaluator(coords, evaluator.choose(len(coords), load), bar)
 
 
 def load_of(load: Loads, term: Term) -> tuple[int | None, int | None]:
@@ -141,23 +198,12 @@ def with_retries(run: Callable[[Load], Any], load: Load) -> tuple[Any, Load]:
             return result, load
 
 
-def _sums(
-    program: Callable[[Term, Load], Program], term: Term, load: Load, coords: np.ndarray, bar: tqdm
-) -> dict[str, np.ndarray]:
+def _sums(programs: list[Program], term: Term, coords: np.ndarray, bar: tqdm) -> dict[str, np.ndarray]:
     """The sums of `summarize` over all examples, for each metric an array ``(5, points)``.
-
-    Where the loss is the mean of a batch, a padded batch would spoil it: the ragged last one is a program of its own.
 
     Returns:
         By the names of the metrics.
     """
-    ragged = term.examples % load.batch_size
-    if all(term.per_example.values()) or not ragged or ragged == term.examples:
-        programs = [program(term, load)]
-    else:
-        cut = term.examples - ragged
-        head, tail = (term.with_data(rows_of(term.data, part)) for part in (slice(cut), slice(cut, None)))
-        programs = [program(head, load), program(tail, Load(ragged, load.points_per_step))]
     sums = {name: np.empty((SUMS, len(coords), len(programs))) for name in term.per_example}
     for part, each in enumerate(programs):
         for rows, block in _blocks(each, coords, bar if each is programs[-1] else None):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from typing import Any
 
 import jax
@@ -56,7 +57,16 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
 
 def fetch(tree: Any) -> Any:
     """The pytree in full, on every process."""
+    _wait(tree)
     return jax.device_get(tree) if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
+
+
+def _wait(tree: Any) -> None:
+    """Wait for arrays in Python: a wait within XLA would not let Ctrl-C through."""
+    start = time.perf_counter()
+    for leaf in jax.tree.leaves(tree):
+        while not leaf.is_ready():
+            time.sleep(min(max(0.02 * (time.perf_counter() - start), 1e-4), 0.1))
 
 
 def agree(seconds: float) -> float:

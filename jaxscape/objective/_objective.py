@@ -81,7 +81,7 @@ class Term:
         """The same loss of other examples: fewer, or in another order."""
         other = object.__new__(Term)
         other.__dict__.update(self.__dict__)
-        for cached in ("total_weight", "fingerprint"):
+        for cached in ("total_weight", "loss_fingerprint", "data_fingerprint"):
             other.__dict__.pop(cached, None)
         other.data, other.examples = data, num_examples(data)
         return other
@@ -136,10 +136,15 @@ class Term:
         return identity._replace(digest=traced.fingerprint())
 
     @functools.cached_property
-    def fingerprint(self) -> str:
-        """A hash of the computation, of the arrays that it closes over, of derivative rules and of the data."""
+    def loss_fingerprint(self) -> str:
+        """A hash of the computation, of the arrays that it closes over and of derivative rules."""
         rules = self.rules.digest if self.rules else ""
-        return f"{self.name} {self.traced(self.canonical).fingerprint()} {rules} {trees.fingerprint(self.data)}"
+        return f"{self.name} {self.traced(self.canonical).fingerprint()} {rules}"
+
+    @functools.cached_property
+    def data_fingerprint(self) -> str:
+        """A hash of the data."""
+        return trees.fingerprint(self.data)
 
     def _check_shapes(self, shapes: Mapping[str, jax.ShapeDtypeStruct], batch_size: int) -> None:
         for name, shape in shapes.items():
@@ -234,11 +239,26 @@ class Objective:
         """Of all terms."""
         return sum(term.examples for term in self.terms)
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """A hash of the losses, of the arrays that they close over and of the data; the same in every process."""
-        text = "\n".join(term.fingerprint for term in self.terms)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    @property
+    def metrics_with_errors(self) -> list[str]:
+        """Those of `metrics` that have a standard error: the loss gives them for each example."""
+        if len(self.terms) == 1 and not self.terms[0].name:
+            return [name for name, per_example in self.terms[0].per_example.items() if per_example]
+        parts = [f"{name}_{term.name}" for term in self.terms for name, each in term.per_example.items() if each]
+        return [*(["loss"] if all(term.per_example["loss"] for term in self.terms) else []), *parts]
+
+    @property
+    def recipe(self) -> dict[str, str]:
+        """What its numbers depend on, one by one: hashes of the losses, with what they close over, and of the data."""
+        return {
+            "loss_fn": _digest(*(term.loss_fingerprint for term in self.terms)),
+            "data": _digest(*(term.data_fingerprint for term in self.terms)),
+            "compute_dtype": str(self.compute_dtype),
+        }
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.blake2b("\n".join(texts).encode(), digest_size=16).hexdigest()
 
 
 def split_terms(loss_fn: Any, data: Any, name: str = "loss_fn") -> dict[str, tuple[Any, Any]]:

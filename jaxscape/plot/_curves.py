@@ -8,7 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from jaxscape.plot._field import FRACTIONS, axis_label, metric_label, pick
+from jaxscape.plot._field import FRACTIONS, axis_label, metric_label, missing_points, pick
 from jaxscape.plot._scale import choose
 from jaxscape.plot._several import Results, named
 from jaxscape.plot._style import add_note, count_note, join_notes, new_axes, style
@@ -68,7 +68,7 @@ def line(
         _right_axis(ax, curves, metric)
         if len(curves) > 1:
             ax.legend(handles=[_key(d, name) for d, name in zip(_cycle(len(curves)), curves, strict=True)])
-        add_note(ax, join_notes(*(_line_note(name, array, loss_max) for name, array in arrays.items())))
+        add_note(ax, join_notes(*(_line_note(name, curves[name], array, loss_max) for name, array in arrays.items())))
     return ax
 
 
@@ -144,7 +144,7 @@ def _curve(ax: Axes, result: xr.Dataset, metric: str, colour: str, dashes: str) 
     """Draw one curve with its band, and crosses on the upper edge where the curve is not finite."""
     array = pick(result, metric)
     x, y = array[array.dims[0]].values, array.values
-    finite = np.isfinite(y)
+    finite, computed = np.isfinite(y), ~missing_points(result, array)
     ax.plot(x, np.where(finite, y, np.nan), color=colour, ls=dashes, lw=1.2)
     if f"{metric}_stderr" in result:
         error = (100 if metric in FRACTIONS else 1) * pick(result, f"{metric}_stderr").values
@@ -153,7 +153,8 @@ def _curve(ax: Axes, result: xr.Dataset, metric: str, colour: str, dashes: str) 
         lower = np.maximum(y - 2 * band, y / 10) if ax.get_yscale() == "log" else y - 2 * band
         ax.fill_between(x, lower, y + 2 * band, color=colour, alpha=0.2, lw=0)
     edge = ax.get_xaxis_transform()  # x in data, y in fractions of the axes
-    ax.plot(x[~finite], np.ones((~finite).sum()), "x", color=colour, ms=4, transform=edge, clip_on=False)
+    bad = computed & ~finite
+    ax.plot(x[bad], np.ones(bad.sum()), "x", color=colour, ms=4, transform=edge, clip_on=False)
 
 
 def _right_axis(ax: Axes, curves: Mapping[str, xr.Dataset], metric: str) -> None:
@@ -170,9 +171,9 @@ def _right_axis(ax: Axes, curves: Mapping[str, xr.Dataset], metric: str) -> None
     right.tick_params(axis="y", colors=_RIGHT)
 
 
-def _line_note(name: str, array: xr.DataArray, loss_max: float | None) -> str:
-    values = array.values
-    notes = [count_note(~np.isfinite(values), "not finite")]
+def _line_note(name: str, result: xr.Dataset, array: xr.DataArray, loss_max: float | None) -> str:
+    values, missing = array.values, missing_points(result, array)
+    notes = [count_note(~np.isfinite(values) & ~missing, "not finite"), count_note(missing, "not computed yet")]
     if loss_max is not None:
         notes.append(count_note(np.isfinite(values) & (values > loss_max), f"above {loss_max:g}"))
     text = ", ".join(filter(None, notes))

@@ -24,7 +24,8 @@ def draw(kind: str, ax: Axes, surface: Field, scale: Scale) -> str:
     note = KINDS[kind](ax, surface, scale)
     top = number(scale.levels[-1])
     cut = f"above {top}, cut off there" if kind == "surface3d" else f"above {top}"
-    return join_notes(count_note(surface.bad, "not finite"), count_note(surface.z > scale.levels[-1], cut), note)
+    bad = count_note(surface.nonfinite, "not finite"), count_note(surface.missing, "not computed yet")
+    return join_notes(*bad, count_note(surface.z > scale.levels[-1], cut), note)
 
 
 def _draw_contour(ax: Axes, surface: Field, scale: Scale) -> str:
@@ -75,7 +76,7 @@ def _draw_surface3d(ax: Axes, surface: Field, scale: Scale) -> str:
         ax.plot_surface(
             x, y, z, rstride=1, cstride=1, cmap=CMAP, norm=colours, edgecolor=(0, 0, 0, 0.25), linewidth=0.2
         )
-    rows, columns = np.nonzero(surface.bad)
+    rows, columns = np.nonzero(surface.nonfinite)
     ax.scatter(surface.x[columns], surface.y[rows], bottom, marker="x", color="0.35", s=12, linewidths=0.7)
     ticks = _ticks(scale)
     ax.set_zlim(bottom, top)
@@ -135,13 +136,12 @@ def _ticks(scale: Scale) -> np.ndarray:
 
 
 def _hatch(ax: Axes, surface: Field) -> None:
-    """Draw grey hatched cells where the value is not finite, below everything else."""
-    if surface.bad.any():
-        cells = np.ma.masked_where(~surface.bad, np.zeros(surface.z.shape))
-        grey = ListedColormap(["0.88"])
-        ax.pcolor(
-            edges(surface.x), edges(surface.y), cells, cmap=grey, edgecolor="0.6", linewidth=0, hatch="////", zorder=0
-        )
+    """Draw hatched cells where there is no number, below everything else: grey if not finite, white if missing."""
+    for where, shade, hatch in ((surface.nonfinite, "0.88", "////"), (surface.missing, "1.0", "....")):
+        if where.any():
+            cells = np.ma.masked_where(~where, np.zeros(surface.z.shape))
+            look: dict[str, Any] = {"cmap": ListedColormap([shade]), "hatch": hatch, "edgecolor": "0.6", "linewidth": 0}
+            ax.pcolor(edges(surface.x), edges(surface.y), cells, zorder=0, **look)
 
 
 def edges(points: np.ndarray) -> np.ndarray:

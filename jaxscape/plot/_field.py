@@ -32,6 +32,7 @@ class Field(NamedTuple):
         title: The title of the picture, or empty.
         metric: The name of the variable that the values belong to.
         unconverged: A mask like z, true where the values are eigenvalues that did not reach the tolerance.
+        missing: A mask like z, true where the result, read from an incomplete store, has no value yet.
     """
 
     x: np.ndarray
@@ -41,11 +42,17 @@ class Field(NamedTuple):
     title: str
     metric: str
     unconverged: np.ndarray
+    missing: np.ndarray
 
     @property
     def bad(self) -> np.ndarray:
         """A mask, true where z is not finite."""
         return ~np.isfinite(self.z)
+
+    @property
+    def nonfinite(self) -> np.ndarray:
+        """A mask, true where z was computed and is not finite."""
+        return self.bad & ~self.missing
 
 
 def field(result: xr.Dataset, metric: str) -> Field:
@@ -82,7 +89,15 @@ def field(result: xr.Dataset, metric: str) -> Field:
     if metric in _EIGENVALUES and "converged" in result:
         unconverged = np.isfinite(z) & (pick(result, "converged").values.T == 0)
     title = str(result.attrs.get("title", ""))
-    return Field(array[dim_x].values, array[dim_y].values, z, labels, title, metric, unconverged)
+    missing = missing_points(result, array).T
+    return Field(array[dim_x].values, array[dim_y].values, z, labels, title, metric, unconverged, missing)
+
+
+def missing_points(result: xr.Dataset, array: xr.DataArray) -> np.ndarray:
+    """Where an incomplete result has no value yet: a mask like an array that `pick` gave."""
+    if "done" not in result or set(result.done.dims) != set(array.dims):
+        return np.zeros(array.shape, bool)
+    return pick(result, "done").values == 0
 
 
 def pick(result: xr.Dataset, metric: str) -> xr.DataArray:

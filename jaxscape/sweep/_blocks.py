@@ -1,18 +1,33 @@
 """Means at every point, block by block, each kept on disk when it is done."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from jaxscape.engine import Estimate, Evaluation, Load, Loads, evaluate, progress_bar
-from jaxscape.objective import Objective
+from jaxscape.engine import Estimate, Evaluation, Evaluator, Load, Loads, load_of, progress_bar
+from jaxscape.objective import Objective, agree
 from jaxscape.sweep._store import Store
 from jaxscape.types import Params
 
-BLOCK = 128  # points; a killed run loses no more than these
+SECONDS = 5.0  # of work in a block: what a killed run loses
+
+
+def columns_of(objective: Objective, rows: int) -> dict[str, np.ndarray]:
+    """An empty column for each variable of an evaluation.
+
+    Args:
+        objective: The loss over its data.
+        rows: The number of points.
+
+    Returns:
+        By the names in the dataset: the metrics, their standard errors, and ``num_examples``.
+    """
+    names = [*objective.metrics, *(f"{name}_stderr" for name in objective.metrics_with_errors)]
+    return {name: np.zeros(rows) for name in names} | {"num_examples": np.zeros(rows, int)}
 
 
 def in_blocks(
@@ -20,7 +35,7 @@ def in_blocks(
     params: Params,
     basis: Params,
     coords: Float[np.ndarray, "points axes"],
-    open_store: Callable[[int, int], Store],
+    store: Store,
     *,
     load: Loads,
     mesh: Mesh | None,
@@ -28,43 +43,85 @@ def in_blocks(
 ) -> Evaluation:
     """`jaxscape.engine.evaluate` of the points that a store lacks.
 
+    A block is as many points as take SECONDS. How many examples and points go side by side is kept in the store, so
+    that a resumed run gives the same numbers to the bit.
+
     Args:
         objective: The loss over its data.
         params: The origin.
         basis: A pytree like params with a leading axis of length ``axes`` on each leaf.
         coords: Coordinates of the points.
-        open_store: The store for a number of points and points in a block.
-        load: Examples and points that go side by side; what the first block chose is that of all.
+        store: An open store with the columns of `columns_of`.
+        load: Examples and points that go side by side, as in `Load`.
         mesh: The devices; None: all of all processes.
         progress: True or False for a progress bar; None for one on terminals and in notebooks.
 
     Returns:
-        The evaluation of all points; ``loads`` is empty where nothing was left to do.
+        The evaluation of all points.
     """
+    num_terms = len(objective.terms)
     loads: Mapping[str, Load] = {}
-    store = open_store(len(coords), BLOCK)
-    with progress_bar(len(coords), progress) as bar:
-        bar.update(int(store.done.sum()))
-        for start in range(0, len(coords), BLOCK):
-            rows = slice(start, min(start + BLOCK, len(coords)))
-            if store.done[rows].all():
-                continue
-            part = evaluate(objective, params, basis, coords[rows], load=loads or load, mesh=mesh, progress=False)
-            loads = part.loads
-            if not jax.process_index():
-                store.write(rows, _columns(part))
-            bar.update(rows.stop - rows.start)
-    return _evaluation(store.read())._replace(loads=dict(loads))
+    with progress_bar(len(coords) * num_terms, progress) as bar:
+        bar.update(int(store.done.sum()) * num_terms)
+        if not store.done.all():
+            evaluator = Evaluator(objective, params, basis, mesh)
+            loads = _noted_loads(store, objective, load) or evaluator.choose(int((~store.done).sum()), load)
+            devices = mesh.size if mesh else jax.device_count()
+            size = devices * max(each.points_per_step for each in loads.values())
+            block = size
+            while not store.done.all():
+                rows = _next_rows(store.done, block)
+                start = time.perf_counter()
+                part = evaluator(coords[rows], loads, bar)
+                _note_loads(store, part.loads)
+                loads = part.loads
+                if jax.process_index():
+                    store.done[rows] = True
+                else:
+                    store.write(rows, _columns(part))
+                speed = (rows.stop - rows.start) / agree(time.perf_counter() - start)
+                block = int(np.clip(speed * SECONDS, size, 4 * block)) // size * size
+    return _evaluation(store.read(), objective)._replace(loads=dict(loads))
+
+
+def _next_rows(done: np.ndarray, block: int) -> slice:
+    """The first rows that are not done, at most ``block`` of them."""
+    start = int(np.argmin(done))
+    after = np.flatnonzero(done[start : start + block])
+    return slice(start, start + int(after[0]) if after.size else min(start + block, len(done)))
+
+
+def _noted_loads(store: Store, objective: Objective, load: Loads) -> dict[str, Load]:
+    """What went side by side before, on devices like these; empty where that is not known."""
+    noted = store.notes.get("loads", {})
+    if store.notes.get("devices") != _devices() or set(noted) != {term.name for term in objective.terms}:
+        return {}
+    chosen = {}
+    for term in objective.terms:
+        batch_size, width = load_of(load, term)
+        chosen[term.name] = Load(batch_size or noted[term.name][0], width or noted[term.name][1])
+    return chosen
+
+
+def _note_loads(store: Store, loads: Mapping[str, Load]) -> None:
+    noted = {name: list(load) for name, load in loads.items()}
+    if store.notes.get("loads") != noted or store.notes.get("devices") != _devices():
+        store.note(loads=noted, devices=_devices())
+
+
+def _devices() -> str:
+    return f"{jax.device_count()} {jax.devices()[0].device_kind}"
 
 
 def _columns(evaluation: Evaluation) -> dict[str, np.ndarray]:
-    columns = {f"{name} mean": estimate.mean for name, estimate in evaluation.metrics.items()}
-    errors = {f"{name} stderr": estimate.stderr for name, estimate in evaluation.metrics.items()}
-    columns |= {name: stderr for name, stderr in errors.items() if stderr is not None}
-    return columns | {"num_examples": evaluation.num_examples}
+    columns = {"num_examples": evaluation.num_examples}
+    for name, estimate in evaluation.metrics.items():
+        columns[name] = estimate.mean
+        if estimate.stderr is not None:
+            columns[f"{name}_stderr"] = estimate.stderr
+    return columns
 
 
-def _evaluation(columns: Mapping[str, np.ndarray]) -> Evaluation:
-    names = sorted(name.removesuffix(" mean") for name in columns if name.endswith(" mean"))
-    metrics = {name: Estimate(columns[f"{name} mean"], columns.get(f"{name} stderr")) for name in names}
+def _evaluation(columns: Mapping[str, np.ndarray], objective: Objective) -> Evaluation:
+    metrics = {name: Estimate(columns[name], columns.get(f"{name}_stderr")) for name in objective.metrics}
     return Evaluation(metrics, columns["num_examples"], {})

@@ -1,5 +1,7 @@
 """What it takes to make the same numbers again."""
 
+import hashlib
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -12,8 +14,8 @@ from jaxscape.objective import Objective
 from jaxscape.types import Params
 
 
-def provenance(objective: Objective, params: Params, basis: Params) -> dict[str, Any]:
-    """Attributes of every result: a hash of all inputs, versions, device and time.
+def inputs(objective: Objective, params: Params, basis: Params) -> dict[str, str]:
+    """What the numbers of a result depend on, one by one, as hashes.
 
     Args:
         objective: The loss over its data.
@@ -21,10 +23,23 @@ def provenance(objective: Objective, params: Params, basis: Params) -> dict[str,
         basis: The directions, stacked.
 
     Returns:
+        Hashes by the names of the caller's arguments; the same in every process.
+    """
+    return {**objective.recipe, "params": trees.fingerprint(params), "directions": trees.fingerprint(basis)}
+
+
+def provenance(inputs: Mapping[str, str], params: Params) -> dict[str, Any]:
+    """Attributes of every result: a hash of all inputs, versions, device and time.
+
+    Args:
+        inputs: As `inputs` gives them.
+        params: The origin.
+
+    Returns:
         Values that a file can hold.
     """
     return {
-        "fingerprint": trees.fingerprint(params, basis) + objective.fingerprint[:16],
+        "fingerprint": hashlib.blake2b(repr(sorted(inputs.items())).encode(), digest_size=16).hexdigest(),
         "num_params": trees.size(params),
         "dtype": str(jnp.result_type(*jax.tree.leaves(params))),
         "platform": jax.local_devices()[0].device_kind,

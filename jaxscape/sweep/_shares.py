@@ -1,5 +1,6 @@
 """Work at every row, in shares that the devices of all processes take in turn."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -17,12 +18,17 @@ from jaxscape.sweep._store import Store
 
 SHARE = 8  # rows that a group of devices takes at a time, and that a store keeps at a time
 
+
+class StoppedError(Exception):
+    """Another thread has failed, or the user has interrupted: this one ends."""
+
+
 Visit = Callable[[int], dict[str, Any]]
 """The values of a row."""
 
 
 def in_shares(
-    begin: Callable[[Mesh], Visit],
+    begin: Callable[[Mesh, threading.Event], Visit],
     columns: Mapping[str, np.ndarray],
     groups: list[Mesh],
     store: Store | None,
@@ -31,41 +37,41 @@ def in_shares(
     """Visit every row, in shares of SHARE; each group of devices takes the next share when it is free.
 
     Args:
-        begin: What a group of devices does first, in a thread of its own; the function that visits a row.
+        begin: What a group of devices does first, in a thread of its own. It gives the function that visits a row,
+            which raises `StoppedError` soon after the event is set.
         columns: An array for each value, rows along its first axis; they are filled in.
         groups: The devices of this process, as `device_groups` gives them.
-        store: Rows that are done, in blocks of SHARE; None: nothing is kept on disk.
+        store: Rows that are done; None: nothing is kept on disk.
         progress: True or False for a progress bar; None for one on terminals and in notebooks.
 
     Returns:
         The columns with the rows of all processes.
     """
     num = len(next(iter(columns.values())))
-    shares = [slice(i, min(i + SHARE, num)) for i in range(0, num, SHARE)]
-    waiting = [share for share in shares if store is None or not store.done[share].all()]
+    shares = store.layout.shares if store else [slice(i, min(i + SHARE, num)) for i in range(0, num, SHARE)]
+    done = store.done.copy() if store else np.zeros(num, bool)
+    waiting = [share for share in shares if not done[share].all()]
     own = waiting[jax.process_index() :: jax.process_count()]
     left = iter(own)
     lock, stop = threading.Lock(), threading.Event()
 
     def work(group: Mesh, bar: Any) -> None:
-        with jax.default_device(group.local_devices[0]):
-            visit = begin(group)
+        with contextlib.suppress(StoppedError), jax.default_device(group.local_devices[0]):
+            visit = begin(group, stop)
             for share in _next_shares(left, lock):
-                for i in range(share.start, share.stop):
-                    if stop.is_set():
-                        return
-                    for name, value in visit(i).items():
+                for i in np.flatnonzero(~done[share]) + share.start:
+                    for name, value in visit(int(i)).items():
                         columns[name][i] = value
+                    if store is not None:
+                        store.write(slice(i, i + 1), {name: column[i : i + 1] for name, column in columns.items()})
                     bar.update()
-                if store is not None:
-                    store.write(share, {name: column[share] for name, column in columns.items()})
 
     groups = groups[: len(own)]  # more than that would begin, and find nothing to do
     with progress_bar(num, progress) as bar, ThreadPoolExecutor(max(len(groups), 1)) as pool:
-        bar.update(num - sum(share.stop - share.start for share in waiting))
+        bar.update(int(done.sum()))
         try:
-            for done in as_completed([pool.submit(work, group, bar) for group in groups]):
-                done.result()
+            for future in as_completed([pool.submit(work, group, bar) for group in groups]):
+                future.result()
         finally:
             stop.set()  # a failed or interrupted thread ends the others
     return _of_all_processes(columns, store)

@@ -1,102 +1,255 @@
-"""Results on disk while they are made: every finished block, so that a killed run goes on where it stopped.
+"""Results on disk while they are made: what is finished stays, whatever ends the process.
 
-A zarr group with one array for each variable and a mask of what is done. A block is a chunk, a file that zarr writes
-beside its place and renames; the mask is written last, so what it says is there is there in full.
+A store is a zarr group that anybody can open: an array for each variable over the axes of the grid, NaN where a point
+is missing, and ``done``, which points are there. Each chunk carries a checksum (crc32c) and is replaced in one step;
+``done`` is written last. The group's ``zarr.json`` is the last file that is written when a store is made: it makes the
+folder a store, and holds what the numbers depend on.
 """
 
-import json
+import contextlib
+import dataclasses
+import shutil
 import threading
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import numpy as np
-import zarr
 from jax.experimental import multihost_utils
+
+from jaxscape.files import LOCK, FolderLock
+from jaxscape.peers import watched_peers
+from jaxscape.sweep._layout import DONE, Layout
+from jaxscape.sweep._manifest import (
+    MANIFEST,
+    OWN,
+    Manifest,
+    damaged_nodes,
+    difference,
+    mend_nodes,
+    nodes_below,
+    plain,
+    read_manifest,
+    write_manifest,
+)
+
+_MESSAGE = 4096  # bytes of an error that the first process sends to the others
 
 
 class Store:
-    """The rows of a result, in blocks, each written once.
+    """The rows of a result, in a folder.
+
+    Use it in a ``with`` statement: it locks the folder for this process, or for all processes of a
+    ``jax.distributed`` run.
 
     Attributes:
-        done: Whether each row has been written.
+        path: The folder.
+        layout: Where each row is.
+        done: Whether each row is there.
     """
 
     def __init__(
         self,
         path: str | Path,
         recipe: Mapping[str, Any],
-        rows: int,
-        block: int,
-        like: Mapping[str, np.ndarray] | None = None,
+        layout: Layout,
+        long_names: Mapping[str, str] = MappingProxyType({}),
+        attrs: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Open the store of a recipe, or make it: all processes together, the first of them before the others.
+        """Describe a store; nothing is read or written before it is entered.
 
         Args:
             path: A folder.
-            recipe: What the numbers depend on; values that JSON can hold.
-            rows: Of the whole result.
-            block: Rows that are written at a time.
-            like: The variables, if they are known: where several processes write, none may have to make them.
+            recipe: What the numbers depend on, beside the grid and the variables; values that JSON can hold.
+            layout: Where each row is.
+            long_names: What a variable is, for plots.
+            attrs: Attributes of the result as far as they are known; values that JSON can hold.
+        """
+        self.path, self.layout = Path(path), layout
+        axes = dict(zip(layout.grid.names, layout.grid.axes, strict=True))
+        kinds = {name: [str(kind), more] for name, (kind, more) in layout.kinds.items()}
+        recipe = {**recipe, "grid": axes, "variables": kinds, "rows": layout.rows}
+        self._manifest = Manifest(plain(recipe), plain(attrs), layout.chunk)
+        self._long_names = long_names
+        self._values = layout.empty()
+        self._watching = contextlib.ExitStack()
+        self._writing, self._folder_lock = threading.Lock(), FolderLock(self.path, f"{OWN}/{LOCK}")
+
+    @property
+    def done(self) -> np.ndarray:
+        """Whether each row is there."""
+        return self._values[DONE]
+
+    @property
+    def complete(self) -> bool:
+        """Whether `finish` was called."""
+        return self._manifest.complete
+
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """What `note` has written."""
+        return self._manifest.notes
+
+    def __enter__(self) -> "Store":
+        """Open the folder, or make it: all processes together, the first of them before the others.
+
+        Returns:
+            The store, with all rows that are there.
 
         Raises:
-            ValueError: The folder holds something else, or the store of another recipe; the message says what differs.
+            ValueError: The folder holds something else, or the store of another recipe, the message says what differs;
+                or another process writes into it.
+            OSError: The folder cannot be written.
+
+        Warns:
+            UserWarning: Something in the folder is damaged or missing; its rows are not done.
         """
-        self._lock, self._block = threading.Lock(), block
-        wanted = json.loads(json.dumps({**recipe, "rows": rows, "block": block}))
         try:
-            if not jax.process_index():
-                self._open(Path(path), wanted, like or {})
-        finally:
-            _together("made")  # the others open what the first has made; what it refused, they refuse too
-        if jax.process_index():
-            self._open(Path(path), wanted, like or {})
-        _together("seen")  # none writes before all have seen what is done
+            _first(self._open)
+            if jax.process_index():
+                self._read()
+            _together("seen")  # none writes before all have seen what is done
+        except BaseException:
+            self._folder_lock.release()
+            raise
+        self._watching.enter_context(watched_peers(self._kept))
+        return self
 
-    def _open(self, path: Path, wanted: dict[str, Any], like: Mapping[str, np.ndarray]) -> None:
-        if path.exists() and not (path / "zarr.json").exists():
-            raise ValueError(f"store {path} exists and is no zarr folder; name another path.")
-        self._group: Any = zarr.open_group(path, mode="a")
-        recipe: Any = self._group.attrs.setdefault("recipe", wanted)
-        differ = [name for name in {**wanted, **recipe} if wanted.get(name) != recipe.get(name)]
-        if differ:
-            pairs = "; ".join(f"{name} is {recipe.get(name)!r} there and {wanted.get(name)!r} here" for name in differ)
-            raise ValueError(f"store {path} holds another result: {pairs}. Name another path, or remove it.")
-        if "done" not in self._group:
-            shape, chunks = (wanted["rows"],), (self._block,)
-            self._group.create_array("done", shape=shape, chunks=chunks, dtype=bool, fill_value=False)
-        self.done: np.ndarray = np.asarray(self._group["done"])
-        self._make(like)
-
-    def _make(self, like: Mapping[str, np.ndarray]) -> None:
-        for name, value in like.items():
-            if name not in self._group:
-                shape, chunks = (len(self.done), *value.shape[1:]), (self._block, *value.shape[1:])
-                self._group.create_array(name, shape=shape, chunks=chunks, dtype=value.dtype)
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._watching.__exit__(kind, error, trace)
+        self._folder_lock.release()
+        if error is not None and not isinstance(error, Exception):  # Ctrl-C, and what a signal raises
+            error.add_note(self._kept())
 
     def write(self, rows: slice, values: Mapping[str, np.ndarray]) -> None:
-        """Keep one block.
+        """Keep rows.
 
         Args:
-            rows: A whole block.
-            values: An array for each variable, the rows along its first axis.
+            rows: Rows whose shares no other process writes.
+            values: An array for each variable, these rows along its first axis.
         """
-        with self._lock:  # creating arrays from several threads
-            self._make(values)
+        with self._writing:  # one thread at a time
+            if not jax.process_index():
+                self._folder_lock.check()
             for name, value in values.items():
-                self._group[name][rows] = value
-            self._group["done"][rows] = True
-            self.done[rows] = True
+                self._values[name][rows] = value
+            self._values[DONE][rows] = True
+            shares = [share for share in self.layout.shares if share.start < rows.stop and rows.start < share.stop]
+            for name, column in self._values.items():  # DONE is the last
+                self.layout.write(self.path, name, shares, column)
+
+    def note(self, **notes: Any) -> None:
+        """Keep something that does not belong to the recipe.
+
+        Args:
+            **notes: Values that JSON can hold.
+        """
+        self._rewrite(notes={**self.notes, **plain(notes)})
+
+    def finish(self, attrs: Mapping[str, Any]) -> None:
+        """Keep the attributes of the result, when all rows are done.
+
+        Args:
+            attrs: Values that JSON can hold.
+        """
+        self._rewrite(attrs=plain(attrs), complete=True)
 
     def read(self) -> dict[str, np.ndarray]:
-        """All variables, in full, when all processes have written; rows that are not done are zero."""
+        """All variables, in full, when all processes have written."""
         _together("written")
-        columns = {name: array[:] for name, array in self._group.arrays() if name != "done"}
+        if jax.process_count() > 1:
+            self._read()
         _together("read")  # only then may one of them remove the folder
-        return columns
+        return {name: column for name, column in self._values.items() if name != DONE}
+
+    def _kept(self) -> str:
+        points = int(np.prod(self.layout.grid.shape))
+        done = int(self.done[:points].sum())
+        return f"{done} of {points} points are kept in {self.path}; the same call goes on from there."
+
+    def _rewrite(self, **changes: Any) -> None:
+        self._manifest = dataclasses.replace(self._manifest, **changes)
+        if not jax.process_index():
+            self._folder_lock.check()
+            write_manifest(self.path, self._manifest)
+
+    def _open(self) -> None:
+        manifest = read_manifest(self.path)
+        if manifest is None:
+            self._check_free()
+            (self.path / OWN).mkdir(parents=True, exist_ok=True)
+        elif differs := difference(manifest, self._manifest.recipe):
+            raise ValueError(f"store {self.path} holds another result: {differs}. Name another path, or remove it.")
+        self._folder_lock.acquire()
+        manifest = read_manifest(self.path)  # the one before may have finished while we took the lock
+        if manifest is None:
+            self._make()
+        else:
+            self._use(manifest)
+
+    def _check_free(self) -> None:
+        """Refuse a folder that holds anything but what a process leaves that is killed while it makes a store."""
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise ValueError(f"store {self.path} is a file; expected a folder, or a path where there is nothing yet.")
+        known = {*self.layout.kinds, *self.layout.grid.names, OWN}
+        for entry in self.path.iterdir():
+            if entry.name not in known and not entry.name.startswith(".zarr.json."):
+                raise ValueError(f"store {self.path} exists and is no zarr folder; name another path.")
+
+    def _make(self) -> None:
+        lost = any((self.path / name / "c").exists() for name in self.layout.kinds)
+        if lost:
+            warnings.warn(f"store {self.path} has lost {MANIFEST}; what it held is computed anew.", stacklevel=2)
+        for entry in (*self.path.iterdir(), *(self.path / OWN).iterdir()):
+            if entry.is_dir() and entry.name != OWN:
+                shutil.rmtree(entry)
+        self.layout.create(self.path, self._long_names)
+        self._manifest = dataclasses.replace(self._manifest, nodes=nodes_below(self.path))
+        write_manifest(self.path, self._manifest)
+
+    def _use(self, manifest: Manifest) -> None:
+        self._manifest, self.layout = manifest, dataclasses.replace(self.layout, chunk=manifest.chunk)
+        damaged = damaged_nodes(self.path, manifest)
+        mend_nodes(self.path, manifest, damaged)
+        damaged += self.layout.mend_axes(self.path)
+        damaged += self._read()
+        if damaged:
+            warnings.warn(
+                f"store {self.path}: {len(damaged)} files are damaged or missing ({', '.join(damaged[:3])}"
+                f"{', ...' if len(damaged) > 3 else ''}); what they held is computed anew.",
+                stacklevel=2,
+            )
+
+    def _read(self) -> list[str]:
+        self._values, damaged = self.layout.read_all(self.path, self.complete)
+        return damaged
 
 
 def _together(what: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"store {what}")
+
+
+def _first(function: Callable[[], None]) -> None:
+    """Let the first process do something; what it refuses, all refuse."""
+    if jax.process_count() == 1:
+        return function()
+    refused: Exception | None = None
+    if not jax.process_index():
+        try:
+            function()
+        except (ValueError, OSError) as error:
+            refused = error
+    text = str(refused or "").encode()[:_MESSAGE]
+    message = np.frombuffer(text.ljust(_MESSAGE, b"\0"), np.uint8)
+    message = np.asarray(multihost_utils.broadcast_one_to_all(message)).astype(np.uint8)
+    if refused:
+        raise refused
+    if text := message.tobytes().rstrip(b"\0"):
+        raise ValueError(text.decode(errors="replace"))
+    return None

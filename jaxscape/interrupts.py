@@ -1,0 +1,118 @@
+"""Commands that end in one line: Ctrl-C, SIGTERM, a caller's mistake, a full disk."""
+
+import contextlib
+import errno
+import os
+import shlex
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, on a command line.
+
+    Attributes:
+        number: Of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        """Keep the number of the signal."""
+        super().__init__(SIGNALS[signal.Signals(number)])
+        self.number = number
+
+
+def run_command(name: str, again: Sequence[str], command: Callable[[], int], *, debug: bool = False) -> int:
+    """Run a command; whatever ends it is one line on standard error.
+
+    Ctrl-C and SIGTERM raise `Interrupted`; a second one ends the process at once. Notes of the exception
+    (`BaseException.add_note`) say what is kept.
+
+    Args:
+        name: Of the program, in messages.
+        again: The command and its arguments that go on after an interrupt.
+        command: What runs; it returns the exit status.
+        debug: Whether tracebacks are printed.
+
+    Returns:
+        The exit status: that of the command; 2 for a mistake of the caller's or of a file; 1 for any other error; 130
+        or 143 after Ctrl-C or SIGTERM.
+    """
+
+    def show(message: Any, *_: Any, **__: Any) -> None:
+        print(f"{name}: warning: {_one_line(message)}", file=sys.stderr)
+
+    with _signals(), warnings.catch_warnings():
+        warnings.showwarning = show
+        try:
+            return command()
+        except KeyboardInterrupt as interrupt:
+            number = getattr(interrupt, "number", signal.SIGINT)
+            kept = " ".join(getattr(interrupt, "__notes__", []))
+            line = f"{SIGNALS[signal.Signals(number)]}. {kept}".strip()
+            _say(f"{name}: {line} Go on with: {shlex.join(again)}", debug)
+            return 128 + number
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            _say(f"{name}: error: {_described(error)}", debug)
+            return 2
+        except Exception as error:  # noqa: BLE001  # a fault of the program is one line too
+            if "No space left" in str(error):
+                _say(f"{name}: error: {_described(error)}", debug)
+                return 2
+            _say(f"{name}: failed: {type(error).__name__}: {_one_line(error)} (--debug shows where)", debug)
+            return 1
+
+
+def leave(status: int) -> NoReturn:
+    """End the process; after an interrupt at once, since computations in the background may take long.
+
+    Args:
+        status: The exit status.
+    """
+    if status in {128 + number for number in SIGNALS}:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    def again(number: int, _: FrameType | None) -> None:
+        os._exit(128 + number)
+
+    def first(number: int, _: FrameType | None) -> None:
+        for other in SIGNALS:
+            signal.signal(other, again)
+        raise Interrupted(number)
+
+    before: dict[int, Any] = {}
+    try:
+        with contextlib.suppress(ValueError):  # signals belong to the main thread
+            before = {number: signal.signal(number, first) for number in SIGNALS}
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _described(error: Exception) -> str:
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        return f"the disk is full ({_one_line(error)}). What was finished is kept; make room, and run the same again."
+    return _one_line(error)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(" ".join([str(error), *getattr(error, "__notes__", [])]).split())
+
+
+def _say(line: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(line, file=sys.stderr)

@@ -1,0 +1,226 @@
+"""How the rows of a result lie in a folder: the arrays, their chunks and their files."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from jaxscape.grid import Grid
+from jaxscape.sweep._manifest import OWN, make_own_group
+
+CODECS = (ZstdCodec(), Crc32cCodec())  # the checksum is of what stands in the file
+DONE = "done"
+"""The array that says which points are there."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows, one for each point of a grid and maybe one more for params itself, as arrays in chunks.
+
+    Attributes:
+        grid: The coordinates.
+        rows: The number of points of the grid, or one more.
+        chunk: Points along the last axis that share a file.
+        kinds: For each variable its dtype and the further axes of a row.
+    """
+
+    grid: Grid
+    rows: int
+    chunk: int
+    kinds: Mapping[str, tuple[np.dtype, tuple[int, ...]]]
+
+    @classmethod
+    def of(cls, grid: Grid, columns: Mapping[str, np.ndarray], chunk: int) -> "Layout":
+        """The layout of columns with a row for each point.
+
+        Args:
+            grid: The coordinates.
+            columns: An array for each variable, rows along its first axis.
+            chunk: Points that share a file, at most.
+
+        Returns:
+            The layout.
+        """
+        kinds = {name: (column.dtype, column.shape[1:]) for name, column in columns.items()}
+        rows = len(next(iter(columns.values())))
+        return cls(grid, rows, min(chunk, grid.shape[-1]), {**kinds, DONE: (np.dtype(bool), ())})
+
+    @property
+    def shares(self) -> list[slice]:
+        """The rows of each chunk."""
+        length = self.grid.shape[-1]
+        num = int(np.prod(self.grid.shape))
+        starts = [line + part for line in range(0, num, length) for part in range(0, length, self.chunk)]
+        return [slice(a, b) for a, b in itertools.pairwise([*starts, *range(num, self.rows), self.rows])]
+
+    def empty(self) -> dict[str, np.ndarray]:
+        """A column for each variable without any row: NaN, or 0 where there is no NaN."""
+        return {name: np.full((self.rows, *more), _fill(kind)) for name, (kind, more) in self.kinds.items()}
+
+    def create(self, folder: Path, long_names: Mapping[str, str]) -> None:
+        """Make the arrays, and those of the coordinates.
+
+        Args:
+            folder: Where.
+            long_names: What a variable is, for plots.
+        """
+        names, shape = self.grid.names, self.grid.shape
+        for name, axis in zip(names, self.grid.axes, strict=True):
+            _create(folder / name, (name,), axis.shape, axis.shape, axis.dtype, {})[:] = axis
+        make_own_group(folder)
+        for name, (kind, more) in self.kinds.items():
+            attrs: dict[str, Any] = {"long_name": long_names[name]} if name in long_names else {}
+            if np.issubdtype(kind, np.integer):
+                attrs["_FillValue"] = 0  # then xarray gives NaN where a point is missing
+            dims = (*names, "row", "column")[: len(names) + len(more)]
+            chunks = (*(1 for _ in shape[:-1]), self.chunk, *more)
+            _create(folder / name, dims, (*shape, *more), chunks, kind, attrs)
+            if self.rows > np.prod(shape):  # what was computed at params, which the grid lacks
+                _create(folder / OWN / name, None, (1, *more), (1, *more), kind, attrs)
+
+    def mend_axes(self, folder: Path) -> list[str]:
+        """Write coordinates anew that are damaged or missing.
+
+        Args:
+            folder: Where.
+
+        Returns:
+            Their files.
+        """
+        damaged = self.damaged_axes(folder)
+        for name, axis in zip(self.grid.names, self.grid.axes, strict=True):
+            if f"{name}/c/0" in damaged:
+                zarr.open_array(folder / name, mode="r+", zarr_format=3)[:] = axis
+        return damaged
+
+    def damaged_axes(self, folder: Path) -> list[str]:
+        """The files of coordinates that are damaged or missing."""
+        return [
+            f"{name}/c/0"
+            for name, axis in zip(self.grid.names, self.grid.axes, strict=True)
+            if not np.array_equal(_whole(folder / name), axis)
+        ]
+
+    def place(self, name: str, share: slice) -> tuple[str, tuple[slice, ...], str]:
+        """Where a variable's values of a share are.
+
+        Args:
+            name: The variable.
+            share: One of `shares`.
+
+        Returns:
+            The path of the array, its part, and the path of the file.
+        """
+        more = self.kinds[name][1]
+        zeros = "/0" * len(more)
+        if share.start >= np.prod(self.grid.shape):
+            return f"{OWN}/{name}", (slice(None),), f"{OWN}/{name}/c/0{zeros}"
+        *line, start = (int(i) for i in np.unravel_index(share.start, self.grid.shape))
+        part = (*(slice(i, i + 1) for i in line), slice(start, start + share.stop - share.start))
+        number = "/".join(map(str, (*line, start // self.chunk)))
+        return name, part, f"{name}/c/{number}{zeros}"
+
+    def write(self, folder: Path, name: str, shares: Sequence[slice], column: np.ndarray) -> None:
+        """Write a variable's values of some shares, each in one step.
+
+        Args:
+            folder: Where.
+            name: The variable.
+            shares: Some of `shares`.
+            column: The values of all rows.
+        """
+        arrays: dict[str, Any] = {}
+        for share in shares:
+            path, part, _ = self.place(name, share)
+            if path not in arrays:
+                arrays[path] = zarr.open_array(folder / path, mode="r+", zarr_format=3)
+            arrays[path][part] = column[share].reshape(*(1 for _ in part[:-1]), -1, *column.shape[1:])
+
+    def read(self, folder: Path, name: str, wanted: np.ndarray | None = None) -> tuple[np.ndarray, list[str]]:
+        """Read a variable.
+
+        Args:
+            folder: Where.
+            name: The variable.
+            wanted: Which rows must be there; None: those whose files exist.
+
+        Returns:
+            The column, and the files that are damaged, or missing though such a row is in it.
+        """
+        kind, more = self.kinds[name]
+        column = np.full((self.rows, *more), _fill(kind))
+        arrays: dict[str, Any] = {}
+        damaged = []
+        for share in self.shares:
+            path, part, file = self.place(name, share)
+            exists = (folder / file).is_file()
+            if not (exists if wanted is None else wanted[share].any()):
+                continue
+            try:
+                if path not in arrays:
+                    arrays[path] = zarr.open_array(folder / path, mode="r", zarr_format=3)
+                column[share] = arrays[path][part].reshape(-1, *more)
+            except Exception:  # noqa: BLE001  # zarr has no common class for what is broken
+                exists = False
+            if not exists:  # zarr would read a missing file as the fill value
+                damaged.append(file)
+        return column, damaged
+
+    def read_all(self, folder: Path, complete: bool) -> tuple[dict[str, np.ndarray], list[str]]:
+        """Read all rows that are there.
+
+        Args:
+            folder: Where.
+            complete: Whether all rows were there.
+
+        Returns:
+            The columns, DONE the last of them; and the files that are damaged or missing, whose rows are not done.
+        """
+        done, damaged = self.read(folder, DONE, np.ones(self.rows, bool) if complete else None)
+        columns = {}
+        for name in self.kinds:
+            if name != DONE:
+                columns[name], files = self.read(folder, name, done)
+                damaged += files
+        for share in self.shares:
+            if any(self.place(name, share)[2] in damaged for name in self.kinds):
+                done[share] = False
+        return {**columns, DONE: done}, damaged
+
+
+def _create(
+    path: Path,
+    dims: tuple[str, ...] | None,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    kind: np.dtype,
+    attrs: Mapping[str, Any],
+) -> Any:
+    return zarr.create_array(
+        path,
+        shape=shape,
+        chunks=chunks,
+        dtype=kind,
+        fill_value=_fill(kind),
+        dimension_names=dims,
+        attributes=dict(attrs),
+        compressors=CODECS,
+        config={"write_empty_chunks": True},
+        overwrite=True,
+    )
+
+
+def _whole(path: Path) -> Any:
+    try:
+        return np.asarray(zarr.open_array(path, mode="r", zarr_format=3)[:])
+    except Exception:  # noqa: BLE001  # zarr has no common class for what is broken
+        return None
+
+
+def _fill(kind: np.dtype) -> Any:
+    return np.dtype(kind).type(np.nan if np.issubdtype(kind, np.floating) else 0)

@@ -1,0 +1,402 @@
+"""Results on disk: resumed to the bit, damage found, foreign folders refused, one writer at a time, read by anyone."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import psutil
+import pytest
+import xarray as xr
+
+import jaxscape as js
+from jaxscape import files
+from jaxscape.files import FolderLock
+from jaxscape.sweep import Layout, Store, _blocks, save
+from tests.problems import classification_data, mlp_loss, mlp_params, slow_unless
+
+PARAMS, DATA = mlp_params(), classification_data()
+DIRECTIONS = js.random_directions(0, PARAMS)
+GRID = js.Grid.plane((0.5, 1, 2), (0.5, 2, 5))  # params itself is a row of its own
+COLUMNS = {"x": np.arange(11.0) + 0.5, "y": np.arange(22.0).reshape(11, 2), "n": np.arange(1, 12)}
+
+
+def store(path, *, recipe=None, grid=GRID, chunk=3, columns=COLUMNS):
+    return Store(path, recipe or {"seed": 1}, Layout.of(grid, columns, chunk), {"x": "a number"})
+
+
+def filled(path, rows=slice(0, 11)):
+    """A store with these rows of COLUMNS."""
+    with store(path) as result:
+        result.write(rows, {name: column[rows] for name, column in COLUMNS.items()})
+    return path
+
+
+def plane(**options):
+    options = {"directions": DIRECTIONS, "grid": GRID, "progress": False, "batch_size": 8, **options}
+    return js.surface(PARAMS, mlp_loss, DATA, **options)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return plane(points_per_step=1)
+
+
+# ---- resumed
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 128])
+@pytest.mark.parametrize("seconds", [1e-9, 1e9], ids=["small blocks", "growing blocks"])
+def test_a_resumed_surface_is_the_same_to_the_bit(tmp_path, monkeypatch, whole, chunk, seconds):
+    monkeypatch.setattr(sys.modules["jaxscape.surface"], "CHUNK", chunk)
+    monkeypatch.setattr(_blocks, "SECONDS", seconds)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("points",))
+    write, done = Store.write, []
+
+    def dies(self, rows, values):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(rows)
+        write(self, rows, values)
+
+    options = {"store": tmp_path / "s.zarr", "mesh": mesh, "points_per_step": 1}
+    monkeypatch.setattr(Store, "write", dies)
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        plane(**options)
+    rows = done[-1].stop
+    assert interrupt.value.__notes__ == [
+        f"{rows} of 10 points are kept in {options['store']}; the same call goes on from there."
+    ]
+    monkeypatch.setattr(Store, "write", lambda self, rows, values: done.append(rows) or write(self, rows, values))
+    resumed = plane(**options)
+    assert sorted(i for rows in done for i in range(rows.start, rows.stop)) == list(range(11))  # each once
+    xr.testing.assert_identical(resumed.drop_attrs(), whole.drop_attrs())
+    assert resumed.attrs["center_loss"] == whole.attrs["center_loss"]
+    again = len(done)
+    xr.testing.assert_identical(plane(**options).drop_attrs(), whole.drop_attrs())
+    assert len(done) == again
+
+
+def test_what_was_chosen_automatically_stays(tmp_path, monkeypatch):
+    options = {"store": tmp_path / "s.zarr", "batch_size": "auto"}
+    first = plane(**options)
+    for file in (tmp_path / "s.zarr" / "done" / "c").rglob("*"):
+        file.unlink() if file.is_file() else None
+    monkeypatch.setattr("jaxscape.engine._exact.choose_load", None)  # nothing is tried again
+    with pytest.warns(UserWarning, match=r"2 files are damaged or missing \(done/c/0/0, done/c/1/0\)"):
+        again = plane(**options)
+    assert again.attrs["batch_size"] == first.attrs["batch_size"]
+    xr.testing.assert_identical(again.drop_attrs(), first.drop_attrs())
+
+
+def test_a_block_takes_about_so_many_seconds(tmp_path, monkeypatch):
+    """Blocks grow up to fourfold at a time, and shrink at once."""
+    speed, sizes, now = [100.0], [], [0.0]
+    evaluate = _blocks.Evaluator.__call__
+
+    def timed(self, coords, loads, bar):
+        sizes.append(len(coords))
+        now[0] += len(coords) / speed[0]
+        speed[0] = 100.0 if sum(sizes) < 50 else 2.0
+        return evaluate(self, coords, loads, bar)
+
+    monkeypatch.setattr(_blocks.Evaluator, "__call__", timed)
+    monkeypatch.setattr(_blocks, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("points",))
+    line = {"directions": DIRECTIONS[:1], "grid": js.Grid.line(0, 1, 400), "mesh": mesh, "points_per_step": 1}
+    plane(store=tmp_path / "s.zarr", **line)
+    assert sizes[:7] == [1, 4, 16, 64, 256, 10, 10]  # 2 points a second, for 5 seconds
+    assert sum(sizes) == 400
+
+
+# ---- read
+
+
+def test_anyone_reads_what_is_finished(tmp_path):
+    path = filled(tmp_path / "s.zarr", slice(0, 4))
+    result = xr.open_zarr(path).load()
+    flat = {name: result[name].values.reshape(10, *COLUMNS[name].shape[1:]) for name in COLUMNS}
+    for name, column in flat.items():
+        np.testing.assert_array_equal(column[:4], COLUMNS[name][:4])
+        assert np.isnan(column[4:]).all()
+    assert result.done.values.ravel().tolist() == [True] * 4 + [False] * 6
+    np.testing.assert_array_equal(result.beta, GRID.axes[1])
+
+
+def test_load_gives_the_result_of_the_call(tmp_path):
+    result = plane(store=tmp_path / "s.zarr")
+    loaded = js.load(tmp_path / "s.zarr")
+    xr.testing.assert_identical(loaded, result)
+    for name in result.variables:
+        assert loaded[name].dtype == result[name].dtype
+        assert loaded[name].attrs == result[name].attrs
+    assert {name: type(value) for name, value in loaded.attrs.items()} == {
+        name: type(value) for name, value in result.attrs.items()
+    }
+
+
+def test_load_says_what_is_missing(tmp_path):
+    result = js.load(filled(tmp_path / "s.zarr", slice(2, 9)))
+    assert result.attrs["missing_points"] == 3
+    assert result.done.values.ravel().tolist() == [False] * 2 + [True] * 7 + [False]
+    np.testing.assert_array_equal(np.isnan(result.n.values.ravel()), ~result.done.values.ravel())
+    np.testing.assert_array_equal(result.y.values.reshape(10, 2)[2:9], COLUMNS["y"][2:9])
+    assert result.x.attrs == {"long_name": "a number"}
+
+
+def test_load_refuses_what_is_no_result(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"s.zarr not found; expected a result: the store= of a call"):
+        js.load(tmp_path / "s.zarr")
+    with pytest.raises(ValueError, match="is no result; expected a folder that was the store= of a call"):
+        js.load(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is no result"):
+        js.load(tmp_path / "file")
+
+
+def test_a_saved_result_is_loaded_as_it_was(tmp_path, whole):
+    for result in (whole, whole.assign_attrs(center_loss=np.nan, title="é", shape=(2, 3)), whole.isel(alpha=0)):
+        save(result, tmp_path / "r.zarr")
+        loaded = js.load(tmp_path / "r.zarr")
+        xr.testing.assert_identical(loaded.drop_attrs(), result.drop_attrs())
+        assert str({**loaded.attrs, "shape": 0}) == str({**result.attrs, "shape": 0})
+    assert [path.name for path in tmp_path.iterdir()] == ["r.zarr"]
+
+
+def test_results_of_others_are_read_too(tmp_path, whole):
+    whole.to_zarr(tmp_path / "r.zarr", consolidated=False)
+    xr.testing.assert_identical(js.load(tmp_path / "r.zarr"), whole)
+
+
+# ---- damage
+
+
+def damages(file):
+    """Ways to damage a file, by name."""
+    content = file.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) * 2 // 3] ^= 4
+    return {
+        "deleted": file.unlink,
+        "emptied": lambda: file.write_bytes(b""),
+        "truncated": lambda: file.write_bytes(content[: len(content) // 2]),
+        "overwritten": lambda: file.write_bytes(bytes(reversed(content))),
+        "flipped": lambda: file.write_bytes(bytes(flipped)),
+    }
+
+
+KINDS = ("deleted", "emptied", "truncated", "overwritten", "flipped")
+
+
+def files_of(folder):
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+
+
+@pytest.fixture(scope="module")
+def damageable(tmp_path_factory):
+    """A store with all kinds of files, in which row 9 is missing."""
+    return filled(filled(tmp_path_factory.mktemp("store") / "s.zarr", slice(0, 9)), slice(10, 11))
+
+
+# 35 files in 5 ways; each takes 0.1 s
+@pytest.mark.parametrize(("kind", "start"), [slow_unless(i == j, k, j) for i, k in enumerate(KINDS) for j in range(5)])
+def test_damage_is_never_a_wrong_number(damageable, tmp_path, kind, start):
+    """The rows that are left are right, or the file is named."""
+    names = files_of(damageable)
+    assert len(names) == 35
+    for name in names[start::5]:
+        copy = shutil.copytree(damageable, tmp_path / "copy.zarr")
+        damages(copy / name)[kind]()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if name == "jaxscape/manifest.json":
+                with pytest.raises(ValueError, match=f"{name}( is damaged|: it is none)"), store(copy):
+                    pass
+            else:
+                with store(copy) as result:
+                    check_rows(result, name, kind, caught)
+                    result.write(slice(0, 11), COLUMNS)
+                with store(copy) as result:
+                    assert result.done.all()
+                    for column, values in result.read().items():
+                        np.testing.assert_array_equal(values, COLUMNS[column])
+        shutil.rmtree(copy)
+
+
+def check_rows(result, name, kind, caught):
+    """What is done is right, and what is no longer done is said."""
+    done = result.done
+    assert not done[9]
+    for column, values in COLUMNS.items():
+        np.testing.assert_array_equal(result._values[column][done], values[done])
+    if kind == "deleted" and "done/c/" in name:
+        return  # the same as after a kill at an early moment
+    if "/c/" not in name or name.startswith(GRID.names):
+        assert done[:9].all()  # what describes an array, and coordinates, are mended
+    assert any(name in str(warning.message) for warning in caught), (name, kind)
+
+
+def test_a_damaged_store_is_loaded_with_a_warning(tmp_path):
+    path = filled(tmp_path / "s.zarr")
+    damages(path / "x/c/1/0")["flipped"]()
+    with pytest.warns(UserWarning, match=r"1 files are damaged or missing \(x/c/1/0\); their points count as missing"):
+        result = js.load(path)
+    assert result.attrs["missing_points"] == 3
+    np.testing.assert_array_equal(np.isnan(result.x.values.ravel()), [0, 0, 0, 0, 0, 1, 1, 1, 0, 0])
+
+
+def test_a_damaged_result_is_refused(tmp_path, whole):
+    save(whole, tmp_path / "r.zarr")
+    for name in files_of(tmp_path / "r.zarr"):
+        for kind in KINDS:
+            copy = shutil.copytree(tmp_path / "r.zarr", tmp_path / "copy.zarr")
+            damages(copy / name)[kind]()
+            if (name, kind) == ("jaxscape/manifest.json", "deleted"):
+                xr.testing.assert_identical(js.load(copy), whole)  # as a result of others
+            else:
+                with pytest.raises(ValueError, match=f"{name}.*(damaged|missing)"):
+                    js.load(copy)
+            shutil.rmtree(copy)
+
+
+# ---- other folders
+
+
+def test_other_folders_are_refused_and_left_alone(tmp_path):
+    folder, file, group = (tmp_path / name for name in ("folder", "file", "group"))
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    file.write_text("mine")
+    xr.Dataset({"x": ("t", np.ones(3))}).to_zarr(group, consolidated=False)
+    before = files_of(tmp_path)
+    for path, message in (
+        (folder, "folder exists and is no zarr folder; name another path"),
+        (file, "file is a file; expected a folder"),
+        (group, "group holds a zarr group without jaxscape/manifest.json: it is none of jaxscape"),
+    ):
+        with pytest.raises(ValueError, match=message), store(path):
+            pass
+    assert files_of(tmp_path) == before
+
+
+def test_a_store_of_another_recipe_names_what_differs(tmp_path):
+    path = filled(tmp_path / "s.zarr")
+    for options, message in (
+        ({"recipe": {"seed": 2}}, "holds another result: seed is 1 there and 2 here. Name another path, or remove it"),
+        ({"recipe": {"seed": 1, "tol": 0.1}}, "tol is None there and 0.1 here"),
+        ({"grid": js.Grid.plane((0, 1, 2), (0.5, 2, 5))}, "grid is .* there and .* here"),
+        ({"columns": {"x": COLUMNS["x"]}}, "variables is .* there and .* here"),
+    ):
+        with pytest.raises(ValueError, match=message), store(path, **options):
+            pass
+    with store(path, chunk=128) as result:  # how many points share a file does not matter
+        assert result.done.all()
+
+
+@pytest.mark.parametrize("left", ["nothing", "arrays", "temporary files"])
+def test_a_folder_that_is_half_made_is_taken_over(tmp_path, monkeypatch, left):
+    path = tmp_path / "s.zarr"
+    if left == "arrays":
+        with monkeypatch.context() as patch:
+            patch.setattr("jaxscape.sweep._store.write_manifest", lambda *_: os.kill(0, 0) or 1 / 0)
+            with pytest.raises(ZeroDivisionError), store(path):
+                pass
+        assert (path / "x" / "zarr.json").exists()
+    else:
+        path.mkdir()
+    if left == "temporary files":
+        (path / "jaxscape").mkdir()
+        for name in (".zarr.json.0a1b2c3d.new", "jaxscape/.lock.0a1b2c3d.new", "jaxscape/.manifest.json.0a1b2c3d.new"):
+            (path / name).touch()
+    filled(path)
+    assert js.load(path).x.notnull().all()
+
+
+# ---- one writer
+
+
+def test_two_writers_are_refused(tmp_path):
+    with store(tmp_path / "s.zarr"):
+        match = rf"s.zarr is being written by process {os.getpid()} on {socket.gethostname()}, started .*; wait until"
+        with pytest.raises(ValueError, match=match), store(tmp_path / "s.zarr"):
+            pass
+    assert not (tmp_path / "s.zarr" / "jaxscape" / ".lock").exists()
+
+
+def lock_text(**changes):
+    return json.dumps({**files._this_process(), **changes})
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    started = psutil.Process().create_time() - 1e5
+    for text in (lock_text(pid=process.pid), lock_text(started=started)):  # gone; its number is another process's now
+        (tmp_path / ".lock").write_text(text)
+        with (
+            pytest.warns(UserWarning, match=r"was left locked by process \d+ on .*, which is gone"),
+            FolderLock(tmp_path),
+        ):
+            assert (tmp_path / ".lock").read_text() == lock_text()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_of_another_machine_counts_while_it_shows_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "SILENCE", 0.2)
+    for text in (lock_text(host="elsewhere 1"), "", "{"):
+        (tmp_path / ".lock").write_text(text)
+        with pytest.warns(UserWarning, match=r"was left locked by (process \d+ on elsewhere|an unknown process)"):
+            FolderLock(tmp_path).acquire()
+        (tmp_path / ".lock").unlink()
+    (tmp_path / ".lock").write_text(lock_text(host="elsewhere 1"))
+    sleep = time.sleep
+    monkeypatch.setattr(files.time, "sleep", lambda s: (sleep(s), os.utime(tmp_path / ".lock")))
+    with pytest.raises(ValueError, match="is being written by process .* on elsewhere"):
+        FolderLock(tmp_path).acquire()
+
+
+def test_a_lock_shows_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BEAT", 0.01)
+    with FolderLock(tmp_path):
+        os.utime(tmp_path / ".lock", (0, 0))
+        end = time.monotonic() + 10
+        while (tmp_path / ".lock").stat().st_mtime == 0:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+def test_nothing_is_written_without_the_lock(tmp_path):
+    with store(tmp_path / "s.zarr") as result:
+        (tmp_path / "s.zarr" / "jaxscape" / ".lock").write_text(lock_text(host="elsewhere 1"))
+        with pytest.raises(OSError, match="belongs to process .* on elsewhere.*: this process no longer writes"):
+            result.write(slice(0, 1), {name: column[:1] for name, column in COLUMNS.items()})
+        (tmp_path / "s.zarr" / "jaxscape" / ".lock").unlink()
+        with pytest.raises(OSError, match="lock .* is gone: this process no longer writes"):
+            result.finish({})
+
+
+def test_a_lock_needs_no_hard_links(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", refused)
+    with FolderLock(tmp_path), pytest.raises(ValueError, match="is being written"):
+        FolderLock(tmp_path).acquire()
+
+
+def test_unicode_symlinks_and_dots(tmp_path):
+    real = tmp_path / "größe ∇.run.zarr"
+    filled(real)
+    link = tmp_path / "link"
+    link.symlink_to(real)
+    with store(link) as result:
+        assert result.done.all()
+    assert js.load(Path(f"{link}/../link")).x.notnull().all()

@@ -25,6 +25,7 @@ import models
 from jaxscape import datasets, runs, trees
 from jaxscape.checkpoints import CHECKPOINTS, STEP_DTYPES
 from jaxscape.engine import mean_metrics
+from jaxscape.interrupts import leave, run_command
 from jaxscape.objective import Objective, use_all_cores
 from jaxscape.types import LossFn, Params
 from training.config import OPTIMIZERS, PRECISIONS, Config, make_optimizer
@@ -35,7 +36,7 @@ from training.step import TrainState, make_step, shared
 __all__ = ["Config", "RunFolder", "TrainState", "make_optimizer", "make_step", "train"]
 
 
-FLAGS = ("resume", "tensorboard", "list", "distributed")
+FLAGS = ("resume", "tensorboard", "list", "distributed", "debug")
 
 
 class DivergedError(Exception):
@@ -60,10 +61,9 @@ def epoch_batches(config: Config, epoch: int, examples: int) -> Iterator[np.ndar
 
 
 def evaluate(
-    loss_fn: LossFn, state: TrainState, train: datasets.Split, test: datasets.Split, mesh: Mesh
+    loss_fn: LossFn, variables: Params, train: datasets.Split, test: datasets.Split, mesh: Mesh
 ) -> dict[str, float]:
     """The mean loss, and the error in percent, over all examples of each split, in evaluation mode."""
-    variables = trees.overlay(state.params, state.batch_stats)
     row: dict[str, float] = {}
     for split, data in (("train", train), ("test", test)):
         # No check is needed: the networks of models/ in evaluation mode give a loss for each example.
@@ -107,7 +107,14 @@ def train(
         DivergedError: A weight became NaN or infinite; the message names the last good checkpoint.
     """
     splits = runs.load_data(dataclasses.asdict(config))
-    folder = RunFolder(Path(out), config, resume, tensorboard)
+    with RunFolder(Path(out), config, resume, tensorboard) as folder:
+        _train(config, folder, splits, progress if folder.writes else False)
+    return runs.load_run(folder.path)
+
+
+def _train(
+    config: Config, folder: RunFolder, splits: tuple[datasets.Split, datasets.Split], progress: bool | None
+) -> None:
     model = runs.build_model(dataclasses.asdict(config), splits[0])
     graphdef, *parts = nnx.split(model, nnx.Param, nnx.BatchStat)
     params, batch_stats = map(nnx.to_pure_dict, parts)
@@ -119,9 +126,18 @@ def train(
     loss_fn = runs.classification_loss(graphdef, {}, config.dataset, config.loss)
     everywhere = NamedSharding(mesh, PartitionSpec())
     first = jax.device_put({"params": params, "batch_stats": batch_stats}, everywhere)
+
+    def rows_of(epoch: int, variables: Mapping[str, Params], start: float) -> dict[str, dict[str, float]]:
+        whole = trees.overlay(variables["params"], variables["batch_stats"])
+        metrics = {"epoch": epoch, "lr": config.rate_in(epoch), **evaluate(loss_fn, whole, *splits, mesh)}
+        metrics["seconds"] = round(time.perf_counter() - start, 3)
+        return {runs.METRICS: metrics, runs.NORMS: {"epoch": epoch, **weight_norms(variables["params"])}}
+
     last_epoch, state = folder.restore(TrainState(params, batch_stats, optimizer.init(params)))
+    for epoch, variables in folder.without_rows(last_epoch):
+        folder.log(rows_of(epoch, jax.device_put(variables, everywhere), time.perf_counter()))
     state, data = jax.device_put(jax.device_get((state, splits[0])), everywhere)
-    with _bar(config, last_epoch, progress if folder.writes else False) as bar:
+    with _bar(config, last_epoch, progress) as bar:
         for epoch in range(last_epoch + 1, config.epochs + 1):
             start = time.perf_counter()
             key = jax.random.fold_in(jax.random.key(config.seed), epoch)
@@ -130,31 +146,18 @@ def train(
                 count = (epoch - 1) * steps_per_epoch + i + 1
                 if config.save_steps and count % config.save_steps == 0:
                     folder.save_step(count, state, first)
-            row = {"epoch": epoch, "lr": config.rate_in(epoch), **evaluate(loss_fn, state, *splits, mesh)}
-            row["seconds"] = round(time.perf_counter() - start, 3)
-            folder.log(runs.METRICS, row)
-            norms = weight_norms(state.params)
-            folder.log(runs.NORMS, {"epoch": epoch, **norms})
+            tables = rows_of(epoch, {"params": state.params, "batch_stats": state.batch_stats}, start)
+            folder.log(tables)
             if folder.writes:
-                bar.write(_summary(row, config.epochs))
-            if not np.isfinite(norms["all"]):
-                raise DivergedError(_diverged(folder, epoch))
+                bar.write(_summary(tables[runs.METRICS], config.epochs))
+            if not np.isfinite(tables[runs.NORMS]["all"]):
+                raise DivergedError(
+                    f"a weight became NaN or infinite in epoch {epoch}. The last good checkpoint, of epoch "
+                    f"{folder.newest()}, is in {folder.path / CHECKPOINTS}; try a lower --lr, or --warmup."
+                )
             if config.is_saved(epoch):
                 folder.save(epoch, state)
             bar.update(bool(epoch))
-    folder.close()
-    return runs.load_run(folder.path)
-
-
-def _diverged(folder: RunFolder, epoch: int) -> str:
-    """Close the folder, and return the message of the error."""
-    folder.manager.wait_until_finished()
-    last = folder.manager.latest_step()
-    folder.close()
-    return (
-        f"a weight became NaN or infinite in epoch {epoch}. The last good checkpoint, of epoch {last}, is in "
-        f"{folder.path / CHECKPOINTS}; try a lower --lr, or --warmup."
-    )
 
 
 def _bar(config: Config, last_epoch: int, progress: bool | None) -> tqdm:
@@ -221,6 +224,7 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--tensorboard", action="store_true", help="the tables for TensorBoard as well")
     run.add_argument("--distributed", action="store_true", help="one of several processes: `srun python train.py ...`")
+    run.add_argument("--debug", action="store_true", help="print the traceback of an error")
     run.add_argument("--list", action="store_true", help="only say which runs there are and how far they got")
     return parser
 
@@ -268,10 +272,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None: the arguments of the process.
 
     Returns:
-        The exit status: 0; 2 if the arguments are wrong; 3 if a training diverged. One line on standard error says
-        what is wrong.
+        The exit status: 0; 2 if the arguments or a file are wrong; 3 if a training diverged; 1 for another error; 130
+        or 143 after Ctrl-C or SIGTERM. Then one line on standard error says what is wrong, or how to go on.
     """
-    try:
+    argv = sys.argv[1:] if argv is None else argv
+
+    def command() -> int:
         configs, flags = parse(argv)
         use_all_cores()
         if "distributed" in flags:
@@ -280,19 +286,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             if "list" in flags:
                 print(status(path, config))
                 continue
-            run = train(config, path, resume="resume" in flags, tensorboard="tensorboard" in flags)
+            try:
+                run = train(config, path, resume="resume" in flags, tensorboard="tensorboard" in flags)
+            except DivergedError as error:
+                print(f"train.py: diverged: {error}", file=sys.stderr)
+                return 3
             if jax.process_index():
                 continue
             print(f"{trees.size(run.params):,} parameters, {len(run.checkpoints)} checkpoints in {run.path}")
             print(f"draw it: jaxscape surface {run.path}; jaxscape line {run.path}; jaxscape plot --help")
-    except (ValueError, OSError, ImportError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
-    except DivergedError as error:
-        print(f"train.py: diverged: {error}", file=sys.stderr)
-        return 3
-    return 0
+        return 0
+
+    again = ["python", "train.py", *argv, *(["--resume"] if "--resume" not in argv else [])]
+    return run_command("train.py", again, command, debug="--debug" in argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -7,7 +7,9 @@ written together, in a folder with the number of the last step, since a save of 
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxscape import trees
+from jaxscape.files import replace_text
 from jaxscape.types import Params
 
-CHECKPOINTS, STEPS = "checkpoints", "steps"
+CHECKPOINTS, STEPS, DIGESTS = "checkpoints", "steps", "digests"
+_CURE = "`python train.py --resume`, with the options of the run, makes it anew if it is the last one."
 STEP_DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -75,14 +79,13 @@ def epoch_checkpoints(run: Path) -> Checkpoints:
     manager = checkpoint_manager(path)
     epochs = tuple(manager.all_steps())
 
-    @functools.cache
-    def names() -> Any:  # from the metadata, since a restore by orbax works only on the devices that have saved
-        import orbax.checkpoint as ocp
+    def variables(index: int) -> dict[str, Params]:
+        step = epochs[index]
+        folder = _folder(path, step)
+        arrays = _verified(run, CHECKPOINTS, step, "variables", lambda: _read(folder, _tree_of_names(folder)))
+        return jax.tree.map(jnp.asarray, arrays)
 
-        metadata = ocp.StandardCheckpointHandler().metadata(_folder(path, epochs[-1])).tree
-        return jax.tree_util.tree_map_with_path(lambda p, _: ".".join(str(k.key) for k in p), metadata)
-
-    return Checkpoints(epochs, lambda index: jax.tree.map(jnp.asarray, _read(_folder(path, epochs[index]), names())))
+    return Checkpoints(epochs, variables)
 
 
 def step_checkpoints(run: Path, steps_per_epoch: int) -> Checkpoints:
@@ -100,22 +103,74 @@ def step_checkpoints(run: Path, steps_per_epoch: int) -> Checkpoints:
         return Checkpoints((), lambda _: {})
     epochs = epoch_checkpoints(run)
     first = functools.cache(lambda: epochs.variables(0))
-    folders = [_folder(path, last) for last in checkpoint_manager(path).all_steps()]
-    saved = sorted((int(name), folder) for folder in folders for name in _names(folder))
+    groups = checkpoint_manager(path).all_steps()
+    saved = sorted((int(name), last) for last in groups for name in _names(_folder(path, last)))
     steps = [step for step, _ in saved]
 
     def variables(index: int) -> dict[str, Params]:
         if index == 0:
             return first()
-        step, folder = saved[index - 1]
-        return from_vector(_read(folder, str(step)), first())
+        step, last = saved[index - 1]
+        vector = _verified(run, STEPS, last, str(step), lambda: _read(_folder(path, last), str(step)))
+        return from_vector(vector, first())
 
     return Checkpoints((0.0, *(step / steps_per_epoch for step in steps)), variables)
 
 
-def _folder(path: Path, step: int) -> Path:
+def read_item(run: Path, epoch: int, item: str, like: Any) -> Any:
+    """Read an item of a checkpoint, after a look whether it is what was saved.
+
+    It is read without orbax, which cannot restore on other devices than those that have saved, and which leaves errors
+    in the background when a file is damaged.
+
+    Args:
+        run: The folder of the run.
+        epoch: The number of the checkpoint.
+        item: ``"variables"`` or ``"optimizer"``.
+        like: A pytree with the shapes and dtypes of the item.
+
+    Returns:
+        A pytree of arrays on the host.
+
+    Raises:
+        ValueError: The item is damaged, missing or not like that.
+    """
+    names = jax.tree_util.tree_map_with_path(lambda p, _: jax.tree_util.keystr(p, simple=True, separator="."), like)
+    folder = _folder(run / CHECKPOINTS, epoch, item)
+    arrays = _verified(run, CHECKPOINTS, epoch, item, lambda: _read(folder, names))
+    shapes, wanted = ([(x.shape, str(x.dtype)) for x in jax.tree.leaves(tree)] for tree in (arrays, like))
+    if shapes != wanted:
+        raise ValueError(f"{run / CHECKPOINTS / str(epoch)} is of another network or optimizer")
+    return arrays
+
+
+def _folder(path: Path, step: int, item: str = "variables") -> Path:
     """The folder in which orbax saves the arrays of a step."""
-    return path.absolute() / str(step) / "variables"
+    return path.absolute() / str(step) / item
+
+
+def _tree_of_names(folder: Path) -> Any:
+    """The names of the arrays in a folder, in the dicts and lists that were saved, by the metadata of orbax."""
+    tree: dict[str, Any] = {}
+    sequences = set()
+    for entry in json.loads((folder / "_METADATA").read_text())["tree_metadata"].values():
+        if entry["value_metadata"]["skip_deserialize"]:  # an empty dict
+            continue
+        *path, last = keys = [str(key["key"]) for key in entry["key_metadata"]]
+        node = tree
+        for key in path:
+            node = node.setdefault(key, {})
+        node[last] = ".".join(keys)
+        kinds = [key["key_type"] for key in entry["key_metadata"]]
+        sequences |= {tuple(keys[:i]) for i, kind in enumerate(kinds) if kind == 1}
+
+    def joined(node: Any, path: tuple[str, ...] = ()) -> Any:
+        if not isinstance(node, dict):
+            return node
+        parts = {key: joined(part, (*path, key)) for key, part in node.items()}
+        return [parts[key] for key in sorted(parts, key=int)] if path in sequences else parts
+
+    return joined(tree)
 
 
 def _names(folder: Path) -> list[str]:
@@ -161,6 +216,71 @@ def _read(folder: Path, names: Any) -> Any:
     opening = jax.tree.map(open_array, names)
     reading = jax.tree.map(lambda future: future.result().read(), opening)
     return jax.tree.map(lambda future: future.result(), reading)
+
+
+def write_digests(run: Path, kind: str, step: int, items: Mapping[str, Any]) -> None:
+    """Write a digest of the arrays of a checkpoint, which is compared whenever they are read.
+
+    Args:
+        run: The folder of the run.
+        kind: CHECKPOINTS or STEPS.
+        step: The number of the checkpoint.
+        items: A pytree of arrays for each name.
+    """
+    (run / DIGESTS).mkdir(exist_ok=True)
+    digests = {name: _digest(tree) for name, tree in items.items()}
+    replace_text(_digest_file(run, kind, step), json.dumps(digests))
+
+
+def _check_digest(run: Path, kind: str, step: int, name: str, tree: Any) -> None:
+    """Make sure that the arrays of a checkpoint are those that were saved; runs of earlier versions have no digests.
+
+    Args:
+        run: The folder of the run.
+        kind: CHECKPOINTS or STEPS.
+        step: The number of the checkpoint.
+        name: Of the item.
+        tree: What was read.
+
+    Raises:
+        ValueError: The arrays are others, or their digest is missing or damaged.
+    """
+    if not (run / DIGESTS).exists():
+        return
+    file = _digest_file(run, kind, step)
+    try:
+        digest = json.loads(file.read_text())[name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}, the digest of {run / kind / str(step)}, is missing or damaged ({error})") from error
+    if digest != _digest(tree):
+        raise ValueError(f"{name} of {run / kind / str(step)} is damaged: it does not have the digest in {file}")
+
+
+def _verified(run: Path, kind: str, step: int, name: str, read: Callable[[], Any]) -> Any:
+    """What a checkpoint holds, after a look whether it is what was saved."""
+    try:
+        arrays = read()
+    except Exception as error:  # tensorstore and orbax have no common class for what is broken
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{run / kind / str(step)} is damaged or missing: {reason}. {_CURE}") from error
+    try:
+        _check_digest(run, kind, step, name, arrays)
+    except ValueError as error:
+        raise ValueError(f"{error}. {_CURE}") from error
+    return arrays
+
+
+def _digest(tree: Any) -> str:
+    """A hash of the names and contents of all arrays, in any order of the leaves."""
+    lines = sorted(
+        ".".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path) + trees.array_digest(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    )
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+
+
+def _digest_file(run: Path, kind: str, step: int) -> Path:
+    return run / DIGESTS / f"{kind}-{step}.json"
 
 
 def checkpoint_manager(path: Path) -> Any:

@@ -8,6 +8,7 @@ the end.
 import csv
 import importlib
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,9 +248,35 @@ def read_table(path: Path) -> list[dict[str, float]]:
 
     Returns:
         A record for each epoch; an empty list if the table does not exist yet.
+
+    Warns:
+        UserWarning: Lines are cut or damaged; they are left out.
     """
-    if not path.exists():
+    text = path.read_text(errors="replace") if path.exists() else ""
+    if not text:
         return []
-    with open(path, newline="") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    return [row | {"epoch": int(row["epoch"])} for row in rows]
+    header, *lines = text.split("\n")  # after the last line stands ""
+    names = header.split(",")
+    rows: list[dict[str, float]] = []
+    damaged = [] if lines and lines[-1] == "" else [1 + len(lines)]
+    for number, line in enumerate(lines[:-1], 2):
+        row = _row(names, line)
+        if row is None or (rows and row["epoch"] <= rows[-1]["epoch"]):
+            damaged.append(number)
+        else:
+            rows.append(row)
+    if damaged:
+        warnings.warn(
+            f"{path}: {len(damaged)} lines are cut or damaged and left out, the first is line {min(damaged)}.",
+            stacklevel=2,
+        )
+    return rows
+
+
+def _row(names: list[str], line: str) -> dict[str, float] | None:
+    """A line of a table; None where it is damaged."""
+    try:
+        row = {name: float(value) for name, value in zip(names, next(csv.reader([line])), strict=True)}
+        return row | {"epoch": int(row["epoch"])}
+    except (ValueError, KeyError, StopIteration, csv.Error):
+        return None

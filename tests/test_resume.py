@@ -20,22 +20,38 @@ from tests.problems import launch
 from tests.training import CONFIG, OPTIONS, same
 
 
-def test_resume_is_the_same_to_the_bit(run, tmp_path, monkeypatch):
-    def power_cut(folder, name, row, log=train.RunFolder.log):
-        log(folder, name, row)
-        if row["epoch"] == 2:
-            raise KeyboardInterrupt
+def cut_off(copy, last):
+    """The run as a kill leaves it in the epoch after the next checkpoint would have been written."""
+    for epoch in range(last + 1, 4):
+        shutil.rmtree(copy / "checkpoints" / str(epoch))
+    for name in ("metrics.csv", "weight_norms.csv"):
+        lines = (copy / name).read_text().splitlines(keepends=True)
+        (copy / name).write_text("".join(lines[: last + 3]))
 
-    monkeypatch.setattr(train.RunFolder, "log", power_cut)
-    with pytest.raises(KeyboardInterrupt):
-        train.train(CONFIG, tmp_path / "cut", progress=False)
-    monkeypatch.undo()
-    resumed = train.train(CONFIG, tmp_path / "cut", resume=True, progress=False)
-    same(resumed.variables, run.variables)
+
+def same_metrics(resumed, run):
     for one, other in zip(resumed.metrics, run.metrics, strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
-    again = train.train(CONFIG, tmp_path / "cut", resume=True, progress=False)  # nothing is left to do
-    assert len(again.metrics) == 4
+
+
+def test_resume_is_the_same_to_the_bit(run, copy):
+    cut_off(copy, 1)
+    (copy / "metrics.csv").write_text((copy / "metrics.csv").read_text()[:-9])  # and the last line in the middle
+    with pytest.warns(UserWarning, match=r"metrics.csv: 1 lines are cut or damaged and left out, the first is line 4"):
+        resumed = train.train(CONFIG, copy, resume=True, progress=False)
+    same(resumed.variables, run.variables)
+    same_metrics(resumed, run)
+    assert not (copy / ".lock").exists()
+
+
+def test_rows_that_were_lost_are_computed_anew(run, copy):
+    for name in ("metrics.csv", "weight_norms.csv"):
+        lines = (copy / name).read_text().splitlines(keepends=True)
+        (copy / name).write_text("".join([*lines[:2], "1,0.05,2", *lines[3:]]))  # two lines in one
+    with pytest.warns(UserWarning, match="lines are cut or damaged"):
+        resumed = train.train(CONFIG, copy, resume=True, progress=False)
+    same_metrics(resumed, run)
+    assert (copy / "weight_norms.csv").read_bytes() == (run.path / "weight_norms.csv").read_bytes()
 
 
 def test_a_finished_or_different_run_is_not_overwritten(copy):

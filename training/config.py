@@ -1,6 +1,7 @@
 """The options of a run, and the optimizer that they define."""
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -62,6 +63,11 @@ class Config:
         for name in ("width", "batch_size", "accumulate", "epochs", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        for name, top in (("lr", math.inf), ("weight_decay", math.inf), ("momentum", 1.0)):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < top:
+                bound = "" if top == math.inf else f", below {top:g}"
+                raise ValueError(f"{name} is {value}, expected a number of at least 0{bound}.")
         if self.save_steps < 0:
             raise ValueError(f"save_steps is {self.save_steps}, expected at least 0.")
         if not 0 <= self.warmup < self.epochs:

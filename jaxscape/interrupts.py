@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import logging
 import os
 import shlex
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +50,7 @@ def run_command(name: str, again: Sequence[str], command: Callable[[], int], *, 
     def show(message: Any, *_: Any, **__: Any) -> None:
         print(f"{name}: warning: {_one_line(message)}", file=sys.stderr)
 
-    with _signals(), warnings.catch_warnings():
+    with _signals(), warnings.catch_warnings(), contextlib.nullcontext() if debug else _quiet():
         warnings.showwarning = show
         try:
             return command()
@@ -70,16 +72,36 @@ def run_command(name: str, again: Sequence[str], command: Callable[[], int], *, 
 
 
 def leave(status: int) -> NoReturn:
-    """End the process; after an interrupt at once, since computations in the background may take long.
+    """End the process; if it failed or was interrupted at once, whatever goes on in the background.
 
     Args:
         status: The exit status.
     """
-    if status in {128 + number for number in SIGNALS}:
+    if status:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep background threads and loggers of other libraries from printing tracebacks.
+
+    Orbax prints hundreds of lines when the disk is full. What matters of them reaches the command as an exception.
+    """
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in ("absl", "asyncio")}
+    of_threads, unraisable = threading.excepthook, sys.unraisablehook
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    threading.excepthook = lambda _: None
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        threading.excepthook, sys.unraisablehook = of_threads, unraisable
+        for logger, level in loggers.items():
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import pytest
 import xarray as xr
 
 import jaxscape as js
-from jaxscape.sweep import _shares
+from jaxscape.sweep import Layout, Store, _shares
 from tests.problems import launch
 from tests.training import OPTIONS, same
 
@@ -250,3 +250,57 @@ def test_a_thread_that_computes_ends_soon_after_an_interrupt(monkeypatch):
         js.eigenvalue_map(params, loss, np.ones(3), grid=js.Grid.plane((-1, 1, 30), (-1, 1, 30)), progress=False)
     assert time.monotonic() - begin < 10
     assert counts == [8]
+
+
+# ---- disks that are full or cannot be written
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 2 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True)
+    if mount.returncode:
+        pytest.skip("mounting a disk is not allowed here")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("room", [0, 4, 8, 16, 32, 64, 96, 128, 160, 400])  # KB; the store takes 200
+def test_a_full_disk_loses_nothing(small_disk, room):
+    columns = {"x": np.arange(600.0), "y": np.random.default_rng(0).normal(size=(600, 4))}
+    layout = Layout.of(js.Grid.line(0, 1, 600), columns, 16)
+
+    def use():
+        with Store(small_disk / "s.zarr", {"seed": 1}, layout) as store:
+            done = int(store.done.sum())
+            for start in range(0, 600, 16):
+                rows = slice(start, min(start + 16, 600))
+                if not store.done[start]:
+                    store.write(rows, {name: column[rows] for name, column in columns.items()})
+            return done, store.read()
+
+    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize
+    (small_disk / "ballast").write_bytes(bytes(free - 1024 * room))
+    full = room < 400
+    if full:
+        with pytest.raises(OSError, match="No space left on device"):
+            use()
+    (small_disk / "ballast").unlink()
+    done, values = use()
+    assert (0 < done < 600) == (32 < room < 400) or not full
+    for name, column in columns.items():
+        np.testing.assert_array_equal(values[name], column)
+
+
+def test_a_folder_that_cannot_be_written(small_disk):
+    grid, columns = js.Grid.line(0, 1, 3), {"x": np.arange(3.0)}
+    layout = Layout.of(grid, columns, 16)
+    with Store(small_disk / "s.zarr", {"seed": 1}, layout) as store:
+        store.write(slice(0, 2), {"x": columns["x"][:2]})
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for path in (small_disk / "s.zarr", small_disk / "new.zarr"):
+        with pytest.raises(OSError, match="Read-only file system"), Store(path, {"seed": 1}, layout):
+            pass
+    assert js.load(small_disk / "s.zarr").attrs["missing_points"] == 1

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.contour import ContourSet
-from matplotlib.transforms import BboxBase
+from matplotlib.transforms import Bbox, BboxBase
 from mpl_toolkits.mplot3d import Axes3D
 
 from jaxscape.plot._field import SIGNED, Field
@@ -102,14 +102,14 @@ KINDS: dict[str, Callable[[Axes, Field, Scale], str]] = {
 
 
 def thin_labels(axes: Iterable[Axes]) -> None:
-    """Remove contour labels that touch another label or the frame; call it last, when the layout is final."""
+    """Remove contour labels that touch another label, a large marker or the frame; call it when the layout is final."""
     for ax in axes:
         labels = [label for lines in ax.collections if isinstance(lines, ContourSet) for label in lines.labelTexts]
         labels = [label for label in labels if label in ax.texts]  # an earlier call may have removed some
         if not labels:
             continue
         ax.figure.figure.draw_without_rendering()
-        boxes: list[BboxBase] = []
+        boxes: list[BboxBase] = _large_markers(ax)
         frame = ax.get_window_extent()
         for label in labels:
             box = label.get_window_extent()
@@ -118,6 +118,17 @@ def thin_labels(axes: Iterable[Axes]) -> None:
                 boxes.append(box)
             else:
                 label.remove()
+
+
+def _large_markers(ax: Axes) -> list[BboxBase]:
+    """The boxes of markers that would hide a label, such as the ends of a path."""
+    boxes: list[BboxBase] = []
+    for line in ax.lines:
+        half = line.get_markersize() * ax.figure.figure.dpi / 72 / 2
+        if line.get_marker() in ("s", "*"):
+            points = ax.transData.transform(line.get_xydata())
+            boxes += [Bbox.from_extents(*(point - half), *(point + half)) for point in points]
+    return boxes
 
 
 def colour_bar(axes: list[Axes], surface: Field, scale: Scale) -> None:

@@ -32,7 +32,7 @@ def as_params(params: Any, name: str = "params") -> Params:
         raise ValueError(f"{name} has no leaves; expected a pytree with at least one floating array.")
     for path, leaf in leaves:
         dtype = getattr(leaf, "dtype", type(leaf).__name__)
-        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+        if not hasattr(leaf, "shape") or isinstance(dtype, str) or not jnp.issubdtype(leaf.dtype, jnp.floating):
             cure = (
                 "Pass its real and imaginary parts as two leaves."
                 if "complex" in str(dtype)
@@ -126,8 +126,8 @@ def check_count(value: Any, name: str, least: int = 1) -> None:
     """
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}, expected an integer of at least {least}.")
-    if value < least:
-        raise ValueError(f"{name} is {value}, expected an integer of at least {least}.")
+    if not least <= value < 2**63:
+        raise ValueError(f"{name} is {value}, expected an integer of at least {least}, and of at most 63 bits.")
 
 
 def check_mesh(mesh: Any) -> None:
@@ -157,9 +157,14 @@ def as_key(key: PRNGKeyArray | int, name: str = "key") -> PRNGKeyArray:
 
     Raises:
         TypeError: It is neither.
+        ValueError: The seed has more than 63 bits.
     """
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        if not -(2**63) <= key < 2**63:
+            raise ValueError(f"{name} is {key}, expected a JAX random key or an integer seed of at most 63 bits.")
         return jax.random.key(int(key))
-    if not isinstance(key, jax.Array):
+    if not isinstance(key, jax.Array) or not (
+        jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32
+    ):
         raise TypeError(f"{name} is {type(key).__name__}, expected a JAX random key or an integer seed.")
     return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxscape import cifar
+from jaxscape.arguments import checked
 
 # Mean and standard deviation of red, green and blue over the train split, on a scale from 0 to 255, from the paper's
 # code.
@@ -32,6 +33,7 @@ class Split(NamedTuple):
     labels: np.ndarray
 
 
+@checked
 def load(name: str, data_dir: str | Path | None = None) -> tuple[Split, Split]:
     """Load the train and the test split of a data set.
 

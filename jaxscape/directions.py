@@ -12,6 +12,7 @@ import pandas as pd
 from jaxtyping import Array, Key, PRNGKeyArray
 
 from jaxscape import checks, trees
+from jaxscape.arguments import checked
 from jaxscape.checks import as_key
 from jaxscape.meshes import outside_meshes
 from jaxscape.normalize import (
@@ -158,7 +159,7 @@ def _kind(recipe: tuple[tuple[str, str], ...]) -> str:
     return ", ".join(f"{name}={value}" for name, value in recipe) or "given"
 
 
-@outside_meshes
+@checked
 def random_directions(
     key: PRNGKeyArray | int,
     params: Params,
@@ -278,7 +279,7 @@ def _normal(key: PRNGKeyArray, size: int, dtype: Any) -> Array:
     return jax.lax.fori_loop(0, -(-size // CHUNK), chunk, jnp.zeros(size, dtype))
 
 
-@outside_meshes
+@checked
 def direction_between(a: Params, b: Params) -> Params:
     """The direction from one minimizer to another, ``b - a``; a has coordinate 0 and b has coordinate 1.
 

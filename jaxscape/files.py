@@ -14,6 +14,7 @@ import psutil
 
 LOCK = ".lock"
 BEAT = 15.0  # seconds between two signs of life of a lock
+_held: set[Path] = set()  # by this process
 SILENCE = 120.0  # seconds without a sign of life after which the lock of another machine counts as left behind
 
 
@@ -91,6 +92,7 @@ class FolderLock:
                 )
             self._take_over(holder)
         self._released.clear()
+        _held.add(self._path.resolve())
         threading.Thread(target=self._beat, daemon=True, name="jaxscape lock").start()
 
     def check(self) -> None:
@@ -107,6 +109,7 @@ class FolderLock:
     def release(self) -> None:
         """Give the lock back; twice does no harm."""
         self._released.set()
+        _held.discard(self._path.resolve())
         if self._text and _read(self._path) == self._text:
             self._path.unlink(missing_ok=True)
         self._text = ""
@@ -199,6 +202,8 @@ def _named(text: str) -> str:
 def _is_alive(path: Path, text: str) -> bool:
     """Whether the process that a lock names still runs; of another machine, whether the lock shows signs of life."""
     holder = _holder(text)
+    if holder == _this_process():
+        return path.resolve() in _held  # else left by a call that failed
     if holder is not None and holder["host"] == _host():
         try:
             return abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) < 2

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MOST = 10_000_000  # points of an evenly spaced axis
 Axis = tuple[float, float, int]
 
 
@@ -28,7 +29,12 @@ class Grid:
     axes: tuple[np.ndarray, ...]
 
     def __post_init__(self) -> None:
-        axes = tuple(np.asarray(axis, dtype=np.float64) for axis in self.axes)
+        if not isinstance(self.axes, tuple | list) and not (isinstance(self.axes, np.ndarray) and self.axes.ndim):
+            raise TypeError(f"grid axes are {type(self.axes).__name__}, expected a tuple of arrays, one for each axis.")
+        try:
+            axes = tuple(np.asarray(axis, dtype=np.float64) for axis in self.axes)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"grid axes are no arrays of numbers: {error}.") from error
         if not axes:
             raise ValueError("grid has no axes; expected one array of coordinates for each direction.")
         for name, axis in zip(axis_names(len(axes)), axes, strict=True):
@@ -80,12 +86,13 @@ class Grid:
                 or repeats.
         """
         for axis in axes:
-            if np.ndim(axis) != 1 or len(axis) != 3 or int(axis[2]) != axis[2] or axis[2] < 1:
+            numbers = isinstance(axis, tuple | list) and all(isinstance(x, int | float | np.number) for x in axis)
+            if not numbers or len(axis) != 3 or not 1 <= axis[2] <= MOST or int(axis[2]) != axis[2]:
                 raise ValueError(
                     f"grid axis {axis!r}: expected a tuple (start, stop, num) for each axis, with num a positive "
-                    "integer; of one axis alone js.Grid.line(start, stop, num)."
+                    f"integer of at most {MOST}; of one axis alone js.Grid.line(start, stop, num)."
                 )
-        return cls(tuple(np.linspace(a, b, int(num)) for a, b, num in axes or ((-1.0, 1.0, 51),) * 2))
+        return cls(tuple(np.linspace(float(a), float(b), int(num)) for a, b, num in axes or ((-1.0, 1.0, 51),) * 2))
 
     @property
     def shape(self) -> tuple[int, ...]:

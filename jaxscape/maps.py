@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
 from jaxscape import checks, trees
+from jaxscape.arguments import checked
 from jaxscape.curvature import Options, PlaneAxes, hessian_product, plane_axes, plane_columns, plane_curvatures
 from jaxscape.directions import Directions
 from jaxscape.grid import Grid
 from jaxscape.linalg import Goal, Matvec, check_options, krylov
-from jaxscape.meshes import outside_meshes
 from jaxscape.normalize import described
 from jaxscape.objective import num_examples, refuse_inside_transform, rows_of
 from jaxscape.subspace import Subspace
@@ -67,7 +67,7 @@ class _Plane:
     progress: bool | None
 
 
-@outside_meshes
+@checked
 def eigenvalue_map(
     params: Params,
     loss_fn: LossFn | Mapping[str, LossFn],
@@ -174,7 +174,7 @@ def eigenvalue_map(
     return _map(at_point, _ENDS, (params, loss_fn, data), recipe, plane)
 
 
-@outside_meshes
+@checked
 def plane_hessian(
     params: Params,
     loss_fn: LossFn | Mapping[str, LossFn],

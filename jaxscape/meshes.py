@@ -34,14 +34,15 @@ def outside_meshes(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _without_mesh():
+        with without_mesh():
             return function(*args, **kwargs)
 
     return wrapped
 
 
 @contextlib.contextmanager
-def _without_mesh() -> Iterator[None]:
+def without_mesh() -> Iterator[None]:
+    """Outside of the user's mesh, for what follows."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         yield

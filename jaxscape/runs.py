@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxscape import checks, trees
+from jaxscape.arguments import check_path
 from jaxscape.checkpoints import Checkpoints, epoch_checkpoints, step_checkpoints
 from jaxscape.datasets import Split, load, normalize
 from jaxscape.torch_weights import import_torch_state_dict as import_torch_state_dict
@@ -187,6 +188,7 @@ def load_run(path: str | Path) -> Run:
     """
     from flax import nnx
 
+    check_path(path, "path")
     path = Path(path)
     config = read_config(path)
     checkpoints = epoch_checkpoints(path)

@@ -11,10 +11,10 @@ import xarray as xr
 from jax.sharding import Mesh
 
 from jaxscape import checks, engine
+from jaxscape.arguments import checked
 from jaxscape.directions import Directions, direction_between
 from jaxscape.engine import Evaluation
 from jaxscape.grid import Grid
-from jaxscape.meshes import outside_meshes
 from jaxscape.objective import Objective, as_batch_size, refuse_inside_transform
 from jaxscape.sweep import (
     Layout,
@@ -33,7 +33,7 @@ from jaxscape.types import Data, LossFn, Params
 CHUNK = 128  # points that share a file of a store, at most
 
 
-@outside_meshes
+@checked
 def surface(
     params: Params,
     loss_fn: LossFn | Mapping[str, LossFn],
@@ -128,7 +128,7 @@ def surface(
     checks.check_mesh(mesh)
     if store is not None and rtol is not None:
         raise ValueError(f"store is {str(store)!r} with rtol={rtol!r}, but only exact points are kept; leave one out.")
-    load = (as_batch_size(batch_size), None if points_per_step == "auto" else _as_points_per_step(points_per_step))
+    load = (as_batch_size(batch_size), _as_points_per_step(points_per_step))
     seeded = {"seed": seed} if directions is None or rtol is not None else {}
     directions, grid = on_grid(directions, grid, params, seed)
     start = time.perf_counter()
@@ -169,7 +169,7 @@ def surface(
     return result_of(engine.estimate(*where, tolerance, **options))
 
 
-@outside_meshes
+@checked
 def interpolate(
     params_a: Params,
     params_b: Params,
@@ -203,16 +203,25 @@ def interpolate(
     Returns:
         A Dataset over ``alpha``, as `surface` gives it.
     """
+    params_a = checks.as_params(params_a, "params_a")
+    params_b = checks.like(params_a, params_b, "params_b")
     direction = Directions.stack([direction_between(params_a, params_b)])
     direction = Directions(direction.basis, recipe=(("directions", "params_b - params_a"),))
-    return surface(params_a, loss_fn, data, directions=direction, grid=grid or Grid.line(-0.5, 1.5, 401), **options)
+    return surface(
+        params_a,
+        loss_fn,
+        data,
+        directions=direction,
+        grid=Grid.line(-0.5, 1.5, 401) if grid is None else grid,
+        **options,
+    )
 
 
 def _check_tolerance(rtol: float | None, atol: float) -> None:
-    for name, value in (("rtol", rtol or 0.0), ("atol", atol)):
-        if not isinstance(value, int | float | np.number):
+    for name, value in (("rtol", 0.0 if rtol is None else rtol), ("atol", atol)):
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
             raise TypeError(f"{name} is {value!r}, expected a number, e.g. 0.01 for 1 %.")
-        if not (np.isfinite(value) and value >= 0):
+        if not 0 <= value < 2.0**1000:
             raise ValueError(f"{name} is {value!r}, expected a number of at least 0.")
     if atol and rtol is None:
         raise ValueError(
@@ -220,8 +229,10 @@ def _check_tolerance(rtol: float | None, atol: float) -> None:
         )
 
 
-def _as_points_per_step(value: Any) -> int:
-    if value not in engine.WIDTHS:
+def _as_points_per_step(value: Any) -> int | None:
+    if isinstance(value, str) and value == "auto":
+        return None
+    if not isinstance(value, int | np.integer) or value not in engine.WIDTHS:
         raise ValueError(f"points_per_step is {value!r}, expected 'auto' or one of {engine.WIDTHS}.")
     return int(value)
 

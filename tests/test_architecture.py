@@ -14,6 +14,7 @@ FLOORS = (
     ("types", "files", "interrupts", "peers"),
     ("trees", "grid", "meshes"),
     ("checks", "convolution"),
+    ("arguments",),
     ("normalize",),
     ("directions", "subspace"),
     ("objective",),

@@ -294,6 +294,21 @@ def test_a_full_disk_loses_nothing(small_disk, room):
         np.testing.assert_array_equal(values[name], column)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [10, 50, 120])  # KB; a checkpoint takes 70
+def test_a_training_on_a_full_disk_ends_in_one_line(run, small_disk, room):
+    command = [sys.executable, "train.py", *OPTIONS, "--out", str(small_disk / "run"), "--resume"]
+    environment = os.environ | {"JAX_ENABLE_X64": "1", "JAX_NUM_CPU_DEVICES": "8"}  # as the tests' own process
+    (small_disk / "ballast").write_bytes(bytes(2**21 - 1024 * room))
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    (line,) = (text for text in result.stderr.splitlines() if "epoch/s" not in text and "/epoch" not in text)
+    assert line.startswith("train.py: error: the disk is full")
+    (small_disk / "ballast").unlink()
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    same(js.load_run(small_disk / "run").variables, run.variables)
+
+
 def test_a_folder_that_cannot_be_written(small_disk):
     grid, columns = js.Grid.line(0, 1, 3), {"x": np.arange(3.0)}
     layout = Layout.of(grid, columns, 16)

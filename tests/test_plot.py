@@ -454,7 +454,7 @@ def test_eigenvalue_maps_side_by_side_share_a_scale():
         (surface(bowl), {}, "expected those of js.eigenvalue_map"),
         ({}, {}, "result is empty"),
         (eigenvalue_map(), {"ratio_max": 0}, "ratio_max is 0"),
-        ({"a": eigenvalue_map()}, {"ax": "axes"}, "ax is given for several maps"),
+        ({"a": eigenvalue_map()}, {"ax": plt.figure().add_subplot()}, "ax is given for several maps"),
     ],
 )
 def test_eigenvalue_map_refuses(result, options, match):

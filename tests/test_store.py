@@ -292,13 +292,74 @@ def test_a_store_of_another_recipe_names_what_differs(tmp_path):
     for options, message in (
         ({"recipe": {"seed": 2}}, "holds another result: seed is 1 there and 2 here. Name another path, or remove it"),
         ({"recipe": {"seed": 1, "tol": 0.1}}, "tol is None there and 0.1 here"),
-        ({"grid": js.Grid.plane((0, 1, 2), (0.5, 2, 5))}, "grid is .* there and .* here"),
+        ({"grid": js.Grid.plane((0, 2, 2), (0.5, 2, 5))}, "grid is .* there and .* here"),
         ({"columns": {"x": COLUMNS["x"]}}, "variables is .* there and .* here"),
     ):
         with pytest.raises(ValueError, match=message), store(path, **options):
             pass
     with store(path, chunk=128) as result:  # how many points share a file does not matter
         assert result.done.all()
+
+
+# ---- extended
+
+
+LARGER = js.Grid.plane((0, 1, 3), (0.5, 2, 9))  # finer, and wider: it has params itself only as a row of its own
+OTHER = js.Grid.plane((0, 1, 3), (-1, 2, 8))  # some points of GRID are not among its
+WITH_ZERO = js.Grid(((0.0, 0.5, 1.0), (0.0, *GRID.axes[1])))
+
+
+@pytest.mark.parametrize("grid", [LARGER, WITH_ZERO], ids=["finer", "with params"])
+def test_a_larger_grid_takes_over_the_points(tmp_path, monkeypatch, grid):
+    plane(store=tmp_path / "s.zarr", points_per_step=1)
+    rows, write = [], Store.write
+
+    def logged(self, part, values):
+        rows.extend(range(part.start, part.stop))
+        write(self, part, values)
+
+    monkeypatch.setattr(Store, "write", logged)
+    result = plane(store=tmp_path / "s.zarr", points_per_step=1, grid=grid)
+    fresh = plane(points_per_step=1, grid=grid)
+    xr.testing.assert_identical(result.drop_attrs(), fresh.drop_attrs())
+    assert result.attrs["center_loss"] == fresh.attrs["center_loss"]
+    points = np.prod(grid.shape) + (grid is LARGER)
+    assert len(rows) == len(set(rows)) == points - 11  # those of GRID and params itself were there
+    xr.testing.assert_identical(js.load(tmp_path / "s.zarr"), result)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.zarr"]
+    with pytest.raises(ValueError, match="grid is .* there and .* here"):  # it does not shrink
+        plane(store=tmp_path / "s.zarr", points_per_step=1)
+
+
+def test_a_grid_that_lacks_a_point_is_refused(tmp_path):
+    plane(store=tmp_path / "s.zarr")
+    for grid in (OTHER, js.Grid.plane((0.5, 1, 2), (0.5, 2, 6)), js.Grid.plane((0.5, 1, 2))):
+        with pytest.raises(ValueError, match="s.zarr holds another result: "):
+            plane(store=tmp_path / "s.zarr", grid=grid, directions=DIRECTIONS[: len(grid.axes)])
+
+
+@pytest.mark.parametrize("moment", ["write_manifest", "shutil.copy", "Path.rename"])
+def test_a_crash_while_a_store_is_extended_loses_nothing(tmp_path, monkeypatch, moment):
+    path = filled(tmp_path / "s.zarr", slice(0, 4))
+    rename = Path.rename
+
+    def crash(*args):
+        if moment == "Path.rename":
+            rename(*args)
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        target = Path if moment == "Path.rename" else sys.modules["jaxscape.sweep._extend"]
+        name = "jaxscape.sweep._extend.shutil.copy" if moment == "shutil.copy" else None
+        patch.setattr(name, crash) if name else patch.setattr(target, moment.removeprefix("Path."), crash)
+        columns = {"x": np.zeros(28), "y": np.zeros((28, 2)), "n": np.zeros(28, int)}
+        with pytest.raises(ZeroDivisionError), store(path, grid=LARGER, columns=columns):
+            pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the lock that the crash left
+        with store(path) as result:
+            assert result.done[:4].all()
+            np.testing.assert_array_equal(result.read()["x"][:4], COLUMNS["x"][:4])
 
 
 @pytest.mark.parametrize("left", ["nothing", "arrays", "temporary files"])

@@ -7,6 +7,7 @@ import xarray as xr
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
+from jaxscape.arguments import checked
 from jaxscape.curvature._operators import hvp
 from jaxscape.linalg import (
     Eigenpairs,
@@ -23,6 +24,7 @@ from jaxscape.types import Data, Ignore, LossFn, Params
 Loss = LossFn | Mapping[str, LossFn]
 
 
+@checked
 def extreme_eigenvalues(
     params: Params,
     loss_fn: Loss,
@@ -82,6 +84,7 @@ def extreme_eigenvalues(
     )
 
 
+@checked
 def top_eigenpairs(
     params: Params,
     loss_fn: Loss,
@@ -147,6 +150,7 @@ def top_eigenpairs(
     )
 
 
+@checked
 def hessian_trace(
     params: Params,
     loss_fn: Loss,
@@ -199,6 +203,7 @@ def hessian_trace(
     return hessian.trace(num_matvecs=num_matvecs, method=method, key=key, progress=progress)
 
 
+@checked
 def spectral_density(
     params: Params,
     loss_fn: Loss,

@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jaxscape import checks
+from jaxscape.arguments import blamed, checked
 from jaxscape.curvature._forms import GaussNewtonSource, ModelFn, Source
 from jaxscape.curvature._product import Product
 from jaxscape.linalg import Operator
-from jaxscape.meshes import outside_meshes
 from jaxscape.objective import DATA_AXIS, Objective, as_batch_size, split_terms
 from jaxscape.subspace import Subspace
 from jaxscape.types import Data, Ignore, LossFn, Params
@@ -20,7 +20,7 @@ from jaxscape.types import Data, Ignore, LossFn, Params
 OutputLossFn = Callable[[Array, Data], Any]
 
 
-@outside_meshes
+@checked
 def hvp(
     loss_fn: LossFn | Mapping[str, LossFn],
     params: Params,
@@ -75,7 +75,7 @@ def hvp(
     return Operator(product.at(params), product.subspace)
 
 
-@outside_meshes
+@checked
 def ggn_product(
     model_fn: ModelFn | Mapping[str, ModelFn],
     loss_fn: OutputLossFn | Mapping[str, OutputLossFn],
@@ -209,7 +209,12 @@ def _models(model_fn: Any, terms: Mapping[str, Any]) -> dict[str, ModelFn]:
 
 
 def _composed(model_fn: ModelFn, loss_fn: OutputLossFn) -> LossFn:
-    return lambda params, batch: loss_fn(model_fn(params, batch), batch)
+    def composed(params: Params, batch: Data) -> Any:
+        with blamed("model_fn", "with params and a batch of data"):
+            outputs = model_fn(params, batch)
+        return loss_fn(outputs, batch)
+
+    return composed
 
 
 def _as_dict(loss_fn: OutputLossFn) -> Callable[..., dict[str, Any]]:

@@ -105,8 +105,11 @@ def check_options(num: int, max_matvecs: int, tol: float, max_basis: int) -> Non
 
     Raises:
         ValueError: An option is out of its range.
+        TypeError: A number of products or vectors is None.
     """
     for name, value, least in (("max_matvecs", max_matvecs, num + 1), ("max_basis", max_basis, num + 4)):
+        if value is None:
+            raise TypeError(f"{name} is None, expected an integer of at least {least}.")
         if value < least:
             raise ValueError(f"{name} is {value}, expected at least {least} for {num} eigenpairs.")
     if not tol > 0:

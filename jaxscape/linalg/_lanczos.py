@@ -5,6 +5,7 @@ from collections.abc import Callable
 from jaxtyping import PRNGKeyArray
 
 from jaxscape import checks
+from jaxscape.arguments import checked
 from jaxscape.checks import as_key
 from jaxscape.linalg._eigen import Extremes, as_extremes
 from jaxscape.linalg._krylov import krylov
@@ -15,6 +16,7 @@ from jaxscape.types import Params
 Matvec = Callable[[Params], Params]
 
 
+@checked
 def lanczos(
     matvec: Matvec,
     like: Params,

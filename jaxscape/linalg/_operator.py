@@ -10,6 +10,7 @@ import xarray as xr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxscape import checks
+from jaxscape.arguments import blamed, checked
 from jaxscape.linalg import _density, _eigen, _trace
 from jaxscape.linalg._krylov import Which
 from jaxscape.meshes import outside_meshes
@@ -64,12 +65,20 @@ class Operator:
             ValueError: ``like`` has no leaf.
             TypeError: A leaf of ``like`` is no floating array.
         """
+        for path, leaf in jax.tree_util.tree_leaves_with_path(like):
+            if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype") or isinstance(leaf.dtype, str):
+                name = f"like{jax.tree_util.keystr(path)}"
+                raise TypeError(
+                    f"{name} is {type(leaf).__name__}, expected floating arrays, or their shapes and dtypes."
+                )
         like = checks.as_params(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), "like")
         subspace = Subspace.of(like, None)
 
         def flat(vector: Array) -> Array:
             in_dtypes = jax.tree.map(lambda x, y: x.astype(y.dtype), subspace.embed(vector), like)
-            return subspace.extract(checks.like(subspace.params_like, matvec(in_dtypes), "the result of matvec"))
+            with blamed("matvec", "with a pytree like `like`"):
+                image = matvec(in_dtypes)
+            return subspace.extract(checks.like(subspace.params_like, image, "the result of matvec"))
 
         return cls(flat, subspace)
 
@@ -129,7 +138,7 @@ class Operator:
 
         return LinearOperator(self.shape, matvec=matvec, rmatvec=matvec, dtype=self.dtype)
 
-    @outside_meshes
+    @checked
     def extreme_eigenvalues(
         self,
         *,
@@ -166,7 +175,7 @@ class Operator:
             self, key=key, tol=tol, max_matvecs=max_matvecs, max_basis=max_basis, progress=progress
         )
 
-    @outside_meshes
+    @checked
     def top_eigenpairs(
         self,
         k: int = 2,
@@ -208,7 +217,7 @@ class Operator:
             self, k, which, key=key, tol=tol, max_matvecs=max_matvecs, max_basis=max_basis, progress=progress
         )
 
-    @outside_meshes
+    @checked
     def trace(
         self,
         *,
@@ -243,7 +252,7 @@ class Operator:
         refuse_inside_transform("trace")
         return _trace.trace(self, num_matvecs=num_matvecs, method=method, key=key, progress=progress)
 
-    @outside_meshes
+    @checked
     def spectral_density(
         self,
         *,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxscape import trees
+from jaxscape.arguments import blamed
 from jaxscape.normalize._bias_norm import is_named_like_ignored, read_leaves, reason_to_ignore
 from jaxscape.normalize._layouts import Filters, filters_of, looks_output_first
 from jaxscape.normalize._names import Leaf
@@ -51,7 +52,8 @@ def reasons_to_ignore(params: Params, ignore: Ignore) -> list[str | None]:
     if ignore is None:
         return [None] * len(leaves)
     if callable(ignore):
-        return ["predicate" if ignore(path, leaf) else None for path, leaf in leaves]
+        with blamed("ignore", "with the path of a leaf and the leaf"):
+            return ["predicate" if ignore(path, leaf) else None for path, leaf in leaves]
     if ignore == "bias_norm":
         return [reason_to_ignore(leaf) for leaf in read_leaves(params)]
     raise ValueError(f"ignore is {ignore!r}, expected 'bias_norm', None or a predicate on (path, leaf).")
@@ -87,7 +89,10 @@ def filters_of_leaves(params: Params, filter_axis: FilterAxis) -> list[Filters]:
 
 def _axes_as_given(path: KeyPath, leaf: Array, filter_axis: Any) -> tuple[int, ...]:
     """Axes that an int or a function gives, in ``range(leaf.ndim)``, ascending."""
-    axis = filter_axis(path, leaf) if callable(filter_axis) else filter_axis
+    axis: Any = filter_axis
+    if callable(filter_axis):
+        with blamed("filter_axis", "with the path of a leaf and the leaf"):
+            axis = filter_axis(path, leaf)
     if axis is None:
         return ()
     if not callable(filter_axis) and leaf.ndim <= 1:

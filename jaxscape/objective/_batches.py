@@ -29,6 +29,8 @@ def num_examples(data: Any, name: str = "data") -> int:
     lengths = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(data):
         leaf_name = f"{name}{jax.tree_util.keystr(path)}"
+        if type(leaf).__module__.startswith("xarray") and not hasattr(leaf, "shape"):
+            raise TypeError(f"{leaf_name} is {type(leaf).__name__}, expected an array with a leading example axis.")
         if not np.ndim(leaf):
             raise TypeError(f"{leaf_name} is {leaf!r}, expected an array with a leading example axis.")
         dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype

@@ -12,6 +12,7 @@ from jax.extend import core
 from jaxtyping import Array
 
 from jaxscape import trees
+from jaxscape.arguments import blamed
 from jaxscape.convolution import compiler_options
 from jaxscape.objective._batches import cached_examples, even_size, num_examples, rows_of
 from jaxscape.objective._check import check_is_mean
@@ -306,7 +307,9 @@ def _check_callable(function: Any, name: str) -> None:
 
 def _metrics(loss_fn: LossFn, name: str, no_data: bool, params: Params, batch: Data) -> dict[str, Array]:
     """What loss_fn gives for a batch, as a dict of arrays."""
-    value = loss_fn(params, None if no_data else batch)
+    shapes = None if no_data else jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", batch)
+    with blamed(name, f"with params and a batch of data, {shapes}"):
+        value = loss_fn(params, None if no_data else batch)
     if not isinstance(value, Mapping):
         value = {"loss": value}
     for key, metric in value.items():

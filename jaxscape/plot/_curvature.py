@@ -5,6 +5,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jaxscape.arguments import checked
 from jaxscape.plot._field import SIGNED, field
 from jaxscape.plot._several import Results, named
 from jaxscape.plot._style import add_note, new_axes, number, style
@@ -14,6 +15,7 @@ _DECADES = 6  # decades of the density that are shown below its peak; smaller va
 _NAMED = 6  # outliers that have a label
 
 
+@checked
 def eigenvalue_map(
     result: Results,
     ax: Axes | None = None,
@@ -76,6 +78,7 @@ def _levels(values: np.ndarray, signed: bool, top: float | None) -> np.ndarray:
     return np.linspace(-end if signed else 0.0, end, 11)
 
 
+@checked
 def spectrum(result: xr.Dataset, ax: Axes | None = None, *, outliers: int = 3) -> Axes:
     """The density of the Hessian's eigenvalues on a logarithmic scale, with a band of two standard errors.
 
@@ -93,7 +96,10 @@ def spectrum(result: xr.Dataset, ax: Axes | None = None, *, outliers: int = 3) -
 
     Raises:
         ValueError: The result is not a spectral density, or ``outliers`` is negative.
+        TypeError: The result is no Dataset.
     """
+    if not isinstance(result, xr.Dataset):
+        raise TypeError(f"result is {type(result).__name__}, expected the Dataset of js.spectral_density.")
     if "density" not in result or "ritz_value" not in result:
         raise ValueError(
             f"result has the variables {sorted(map(str, result.data_vars))}, expected those of js.spectral_density."

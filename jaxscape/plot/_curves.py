@@ -8,6 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from jaxscape.arguments import checked
 from jaxscape.plot._field import FRACTIONS, axis_label, metric_label, missing_points, pick
 from jaxscape.plot._scale import choose
 from jaxscape.plot._several import Results, named
@@ -19,6 +20,7 @@ _SPLITS = ("train", "test")
 _COLUMNS = ("epoch", "lr", "train_loss", "train_error", "test_loss", "test_error")
 
 
+@checked
 def line(
     results: Results,
     ax: Axes | None = None,
@@ -72,6 +74,7 @@ def line(
     return ax
 
 
+@checked
 def training_curves(metrics: Mapping[str, Any] | Iterable[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
     """Loss (left, logarithmic) and error (right, percent) over the epochs, with the drops of the learning rate.
 
@@ -183,7 +186,10 @@ def _line_note(name: str, result: xr.Dataset, array: xr.DataArray, loss_max: flo
 def _columns(metrics: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Columns of numbers; a value that was not measured (None or "") becomes a masked entry."""
     if not isinstance(metrics, Mapping):
-        records = list(metrics)
+        records = list(metrics) if isinstance(metrics, Iterable) else [metrics]
+        wrong = next((record for record in records if not isinstance(record, Mapping)), None)
+        if wrong is not None:
+            raise TypeError(f"metrics holds {type(wrong).__name__}, expected a dict for each epoch, or one of columns.")
         names = dict.fromkeys(name for record in records for name in record)
         metrics = {name: [record.get(name) for record in records] for name in names}
     return {name: _numbers(values) for name, values in metrics.items() if name in _COLUMNS}

@@ -115,7 +115,10 @@ def choose(
 
 
 def _checked(levels: ArrayLike) -> np.ndarray:
-    array = np.asarray(levels, dtype=float)
+    try:
+        array = np.asarray(levels, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"levels is {type(levels).__name__}, expected ascending numbers.") from error
     if array.ndim != 1 or len(array) < 2 or not np.isfinite(array).all() or not (np.diff(array) > 0).all():
         raise ValueError(f"levels is {levels!r}, expected two or more ascending, finite numbers.")
     return array

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 Results = xr.Dataset | Mapping[str, xr.Dataset] | Sequence[xr.Dataset]
@@ -29,7 +30,7 @@ def named(results: Any, name: str = "results") -> dict[str, xr.Dataset]:
         return {"": results}
     if isinstance(results, Mapping):
         labelled = {str(label): result for label, result in results.items()}
-    elif isinstance(results, Iterable) and not isinstance(results, str | xr.DataArray):
+    elif isinstance(results, Iterable) and not isinstance(results, str | bytes | xr.DataArray | np.ndarray):
         entries = list(results)
         titles = [str(getattr(result, "attrs", {}).get("title", "")) for result in entries]
         distinct = all(titles) and len(set(titles)) == len(titles)

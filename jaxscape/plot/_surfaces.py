@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from jaxscape.arguments import checked
 from jaxscape.plot._draw import KINDS, colour_bar, draw, edges, thin_labels
 from jaxscape.plot._field import field
 from jaxscape.plot._scale import choose
@@ -18,6 +19,7 @@ from jaxscape.plot._style import add_note, new_axes, style
 Kind = Literal["contour", "contourf", "heatmap", "surface3d"]
 
 
+@checked
 def contour(
     result: xr.Dataset,
     ax: Axes | None = None,
@@ -50,6 +52,7 @@ def contour(
     return _draw_surface("contour", result, ax, metric, levels, log, loss_max)
 
 
+@checked
 def contourf(
     result: xr.Dataset,
     ax: Axes | None = None,
@@ -82,6 +85,7 @@ def contourf(
     return _draw_surface("contourf", result, ax, metric, levels, log, loss_max)
 
 
+@checked
 def heatmap(
     result: xr.Dataset,
     ax: Axes | None = None,
@@ -114,6 +118,7 @@ def heatmap(
     return _draw_surface("heatmap", result, ax, metric, levels, log, loss_max)
 
 
+@checked
 def surface3d(
     result: xr.Dataset,
     ax: Axes | None = None,
@@ -146,6 +151,7 @@ def surface3d(
     return _draw_surface("surface3d", result, ax, metric, levels, log, loss_max)
 
 
+@checked
 def compare(
     results: Results,
     kind: Kind = "contour",

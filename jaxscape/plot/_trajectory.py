@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
+from jaxscape.arguments import checked
 from jaxscape.plot._draw import colour_bar, draw, thin_labels
 from jaxscape.plot._field import Field, field
 from jaxscape.plot._scale import Scale, choose
@@ -24,6 +25,7 @@ _DROP = "tab:red"
 _DOT, _LARGE = 3, 5  # sizes of the markers, in points
 
 
+@checked
 def trajectory(
     result: Results,
     ax: Axes | None = None,
@@ -71,6 +73,7 @@ def trajectory(
     return ax
 
 
+@checked
 def trajectories(
     results: Results,
     *,
@@ -118,6 +121,7 @@ def trajectories(
     return figure
 
 
+@checked
 def trajectory3d(
     result: xr.Dataset,
     ax: Axes | None = None,
@@ -171,6 +175,7 @@ def trajectory3d(
     return ax
 
 
+@checked
 def trajectory_animation(
     result: Results,
     *,

@@ -11,7 +11,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from jaxscape.grid import Grid
-from jaxscape.sweep._manifest import OWN, make_own_group
+from jaxscape.sweep._manifest import OWN, Manifest, make_own_group
 
 CODECS = (ZstdCodec(), Crc32cCodec())  # the checksum is of what stands in the file
 DONE = "done"
@@ -191,6 +191,20 @@ class Layout:
             if any(self.place(name, share)[2] in damaged for name in self.kinds):
                 done[share] = False
         return {**columns, DONE: done}, damaged
+
+
+def stored_layout(manifest: Manifest) -> Layout:
+    """Where the rows of a store are.
+
+    Args:
+        manifest: What its folder says of itself.
+
+    Returns:
+        The layout.
+    """
+    grid = Grid(tuple(np.asarray(axis) for axis in manifest.recipe["grid"].values()))
+    kinds = {name: (np.dtype(kind), tuple(more)) for name, (kind, more) in manifest.recipe["variables"].items()}
+    return Layout(grid, manifest.recipe["rows"], manifest.chunk, kinds)
 
 
 def _create(

@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from jaxscape.grid import Grid
+from jaxscape.arguments import check_path
 from jaxscape.sweep._grid import to_dataset
-from jaxscape.sweep._layout import CODECS, DONE, Layout
+from jaxscape.sweep._layout import CODECS, DONE, stored_layout
 from jaxscape.sweep._manifest import (
     ForeignError,
     Manifest,
@@ -51,6 +51,7 @@ def load(path: str | Path) -> xr.Dataset:
     Warns:
         UserWarning: Files of some points are damaged or missing: these points count as missing.
     """
+    check_path(path, "path")
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} not found; expected a result: the store= of a call, or a .zarr folder.")
@@ -92,11 +93,8 @@ def save(result: xr.Dataset, path: str | Path) -> None:
 
 def _of_store(path: Path, manifest: Manifest) -> xr.Dataset:
     """The rows of a store that are there."""
-    recipe = manifest.recipe
-    grid = Grid(tuple(np.asarray(axis) for axis in recipe["grid"].values()))
-    kinds = {name: (np.dtype(kind), tuple(more)) for name, (kind, more) in recipe["variables"].items()}
-    layout = Layout(grid, recipe["rows"], manifest.chunk, kinds)
-    nodes = {name: manifest.nodes[name]["attributes"] for name in kinds}
+    layout = stored_layout(manifest)
+    grid, nodes = layout.grid, {name: manifest.nodes[name]["attributes"] for name in layout.kinds}
     columns, damaged = layout.read_all(path, manifest.complete)
     damaged += damaged_nodes(path, manifest)
     if damaged:

@@ -144,11 +144,11 @@ def _group(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def difference(manifest: Manifest, recipe: Mapping[str, Any]) -> str:
-    """What differs between the recipe of a folder and another one, in words; empty where nothing does."""
+def difference(manifest: Manifest, recipe: Mapping[str, Any]) -> dict[str, str]:
+    """What differs between the recipe of a folder and another one: by name, in words."""
     there, here = manifest.recipe, plain(recipe)
     names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
-    return "; ".join(f"{name} is {_brief(there.get(name))} there and {_brief(here.get(name))} here" for name in names)
+    return {name: f"{name} is {_brief(there.get(name))} there and {_brief(here.get(name))} here" for name in names}
 
 
 def _brief(value: Any) -> str:

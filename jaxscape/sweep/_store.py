@@ -22,7 +22,8 @@ from jax.experimental import multihost_utils
 
 from jaxscape.files import LOCK, FolderLock
 from jaxscape.peers import watched_peers
-from jaxscape.sweep._layout import DONE, Layout
+from jaxscape.sweep._extend import extend, places, recover
+from jaxscape.sweep._layout import DONE, Layout, stored_layout
 from jaxscape.sweep._manifest import (
     MANIFEST,
     OWN,
@@ -177,18 +178,29 @@ class Store:
             write_manifest(self.path, self._manifest)
 
     def _open(self) -> None:
+        recover(self.path)
+        if self._checked() is None:
+            (self.path / OWN).mkdir(parents=True, exist_ok=True)
+        self._folder_lock.acquire()
+        manifest = self._checked()  # the process before may have finished while this one took the lock
+        if manifest is None:
+            self._make()
+        elif difference(manifest, self._manifest.recipe):
+            self._use(extend(self.path, manifest, stored_layout(manifest), self._manifest.recipe, self.layout))
+        else:
+            self._use(manifest)
+
+    def _checked(self) -> Manifest | None:
+        """What the folder says of itself; None where it is free."""
         manifest = read_manifest(self.path)
         if manifest is None:
             self._check_free()
-            (self.path / OWN).mkdir(parents=True, exist_ok=True)
-        elif differs := difference(manifest, self._manifest.recipe):
-            raise ValueError(f"store {self.path} holds another result: {differs}. Name another path, or remove it.")
-        self._folder_lock.acquire()
-        manifest = read_manifest(self.path)  # the one before may have finished while we took the lock
-        if manifest is None:
-            self._make()
-        else:
-            self._use(manifest)
+            return None
+        names = difference(manifest, self._manifest.recipe)
+        if set(names) <= {"grid", "rows"} and (not names or places(stored_layout(manifest), self.layout) is not None):
+            return manifest
+        differs = "; ".join(names.values())
+        raise ValueError(f"store {self.path} holds another result: {differs}. Name another path, or remove it.")
 
     def _check_free(self) -> None:
         """Refuse a folder that holds anything but what a process leaves that is killed while it makes a store."""

@@ -10,8 +10,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from jaxscape import checks, trees
+from jaxscape.arguments import checked
 from jaxscape.directions import Directions
-from jaxscape.meshes import outside_meshes
 from jaxscape.normalize import described
 from jaxscape.objective import refuse_inside_transform
 from jaxscape.subspace import Subspace
@@ -22,7 +22,7 @@ from jaxscape.types import Ignore, Params
 Center = Literal["last", "mean"]
 
 
-@outside_meshes
+@checked
 def pca_directions(
     checkpoints: Any,
     *,

@@ -9,15 +9,15 @@ import xarray as xr
 from jaxtyping import Array
 
 from jaxscape import checks, trees
+from jaxscape.arguments import checked
 from jaxscape.directions import Directions, as_directions
-from jaxscape.meshes import outside_meshes
 from jaxscape.objective import refuse_inside_transform
 from jaxscape.trajectory._checkpoints import as_checkpoints
 from jaxscape.trajectory._pca import checkpoint_bar
 from jaxscape.types import Params
 
 
-@outside_meshes
+@checked
 def project(
     checkpoints: Any,
     origin: Params,

@@ -9,9 +9,9 @@ import xarray as xr
 from jax.sharding import Mesh
 
 from jaxscape import checks, engine, trees
+from jaxscape.arguments import checked
 from jaxscape.directions import Directions, as_directions
 from jaxscape.grid import Grid
-from jaxscape.meshes import outside_meshes
 from jaxscape.objective import DATA_AXIS, Objective
 from jaxscape.surface import surface
 from jaxscape.sweep import check_names
@@ -38,7 +38,7 @@ class _Path(NamedTuple):
     drops: Iterable[float]
 
 
-@outside_meshes
+@checked
 def trajectory(
     run: Any,
     loss_fn: LossFn | None = None,

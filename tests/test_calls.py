@@ -136,7 +136,7 @@ VALUES = [
     *(lambda: 0, np.arange(3), np.array(5), jnp.ones(2), 2**70, -(2**70), xr.Dataset(attrs={"dtype": "x"}), PARAMS),
     *(DATA, "auto", [None], {"a": None}, 1j, slice(2), xr.DataArray([1.0])),
 ]
-QUICK = ("surface", "lanczos", "Grid", "load", "plot.line", "random_directions")
+QUICK = ("surface", "Grid", "load", "plot.line", "random_directions")
 
 
 # 31 values for each of 180 arguments; those that compile nothing are quick

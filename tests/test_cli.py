@@ -19,6 +19,7 @@ import xarray as xr
 import jaxscape as js
 from jaxscape import cli, plot
 from jaxscape.checkpoints import Checkpoints
+from jaxscape.sweep import save
 
 PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds"
 
@@ -103,6 +104,66 @@ def read(path):
 
 def is_png(path):
     return path.read_bytes().startswith(b"\x89PNG")
+
+
+NUMBERS = {
+    "--points": ("99999999999", "-1", "0", "x", "3x3x3", "", "0x5"),
+    "--seed": (str(2**70), "x", "1.5"),
+    "--range": ("nan 1", "1 1", "a b", "inf 2"),
+    "--batch-size": ("0", "-1", "x"),
+}
+TOLERANCES = {
+    "--rtol": ("nan", "-1", "x"),
+    "--atol": ("1", "nan", "x"),
+    "--compute-dtype": ("float8",),
+}
+FILES = ("{missing}", "{file}", "{empty}", "{damaged}", "{foreign}")
+MALFORMED = [
+    *([c, "{run}", name, *v.split()] for c in ("surface", "line") for name in NUMBERS for v in NUMBERS[name]),
+    *([c, "{run}", name, v] for c in ("surface", "line") for name in TOLERANCES for v in TOLERANCES[name]),
+    *(["hessian", "{run}", name, *v.split()] for name in NUMBERS for v in NUMBERS[name]),
+    *(["hessian", "{run}", "--tol", v] for v in ("nan", "-1", "0", "x")),
+    *(["hessian", "{run}", "--max-matvecs", v] for v in ("0", "2", "x", str(2**70))),
+    *(["hessian", "{run}", "--subset", v] for v in ("0", "-1", "100000", "x")),
+    *(["trajectory", "{run}", "--margin", v] for v in ("nan", "x", "inf")),
+    *(["trajectory", "{run}", "--points", v] for v in NUMBERS["--points"]),
+    *([c, "{missing}"] for c in ("surface", "line", "hessian", "trajectory", "report")),
+    *([c, "{run}", "--out", out] for c in ("surface", "hessian") for out in ("{file}", "{empty}")),
+    *(["plot", file] for file in FILES),
+    *(["plot", "{good}", file] for file in FILES),
+    *(["plot", "{good}", *options] for options in (["--metric", "x"], ["--kind", "line"], ["--kind", "spectrum"])),
+    *(["plot", "{good}", *options] for options in (["--loss-max", "nan"], ["--titles", "a", "b"], ["--out", "x.doc"])),
+    *([c] for c in ("surface", "plot", "report", "x", "")),
+]
+
+
+@pytest.mark.parametrize("arguments", MALFORMED, ids=" ".join)
+def test_a_malformed_command_line_is_one_line(run, tmp_path, capsys, arguments):
+    result = xr.Dataset({"loss": (("alpha", "beta"), np.ones((3, 3)))}, {"alpha": [0, 1, 2], "beta": [0, 1, 2]})
+    paths = {name: tmp_path / name for name in ("missing", "file", "empty", "damaged", "foreign", "good")}
+    paths["file"].write_text("text")
+    paths["empty"].mkdir()
+    (paths["empty"] / "mine").touch()
+    for name in ("damaged", "good"):
+        save(result, paths[name])
+    (paths["damaged"] / "loss" / "c" / "0" / "0").write_bytes(b"")
+    xr.Dataset({"x": ("t", np.ones(2))}).to_zarr(paths["foreign"], consolidated=False)
+    capsys.readouterr()
+    before = sorted(str(path) for path in run.rglob("*"))
+    try:
+        status = cli.main([argument.format(run=run, **paths) for argument in arguments])
+    except SystemExit as end:  # argparse
+        status = end.code
+    err = capsys.readouterr().err
+    assert status == 2
+    assert "error: " in err.splitlines()[-1]
+    assert err.startswith("usage: ") or len(err.splitlines()) == 1
+    assert sorted(str(path) for path in run.rglob("*")) == before
+
+
+def test_debug_prints_the_traceback(run, capsys):
+    assert cli.main(["surface", str(run / "missing"), "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_surface_is_that_of_the_library(run, capsys):

@@ -91,7 +91,7 @@ NAMES = ("mlp", "batch norm", "convolutions")
 @pytest.mark.parametrize(
     ("name", "loss", "linearize"),
     [
-        slow_unless((loss is cross_entropy) == linearize, name, loss, linearize)
+        slow_unless((loss is cross_entropy) == linearize and linearize == (name != "mlp"), name, loss, linearize)
         for name in NAMES
         for loss in (cross_entropy, squared_error)
         for linearize in (True, False)
@@ -407,7 +407,7 @@ BAD_CALLS = {
     "tol": (lambda c: c.call(js.extreme_eigenvalues, tol=0), "tol is 0"),
     "max_matvecs": (lambda c: c.call(js.extreme_eigenvalues, max_matvecs=2), "max_matvecs is 2, expected at least 3"),
     "max_basis": (lambda c: c.call(js.extreme_eigenvalues, max_basis=3), "max_basis is 3, expected at least 6"),
-    "no pair": (lambda c: c.call(js.top_eigenpairs, k=0), "k is 0, expected at least 1"),
+    "no pair": (lambda c: c.call(js.top_eigenpairs, k=0), "k is 0, expected an integer of at least 1"),
     "pairs": (lambda c: c.call(js.top_eigenpairs, k=75), "k is 75, expected between 1 and the 74 entries"),
     "which": (lambda c: c.call(js.top_eigenpairs, which="XX"), "which is 'XX', expected"),
     "method": (lambda c: c.call(js.hessian_trace, method="exact"), "method is 'exact'"),

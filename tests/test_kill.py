@@ -19,7 +19,7 @@ import xarray as xr
 
 import jaxscape as js
 from jaxscape.sweep import Layout, Store, _shares
-from tests.problems import launch
+from tests.problems import launch, slow_but
 from tests.training import OPTIONS, same
 
 ROOT = Path(js.__file__).parents[1]
@@ -135,7 +135,7 @@ def child(function, *args):
 
 warnings.simplefilter("ignore")
 kills = 0
-for event in range(1, 1000):
+for event in range(1, 1000, int(sys.argv[2])):
     path = f"{sys.argv[1]}/{event}"
     status = child(dies_at, event, path)
     if os.WIFEXITED(status):
@@ -149,12 +149,13 @@ print(kills)
 """
 
 
-# 10 s: a process for each of more than 100 moments
-def test_no_kill_leaves_a_folder_that_is_stuck(tmp_path):
-    command = [sys.executable, "-W", "ignore", "-c", CREATION, str(tmp_path)]
+# 10 s: a process for each moment
+@pytest.mark.parametrize("every", slow_but([20], [20, 1]))
+def test_no_kill_leaves_a_folder_that_is_stuck(tmp_path, every):
+    command = [sys.executable, "-W", "ignore", "-c", CREATION, str(tmp_path), str(every)]
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout) > 100
+    assert int(result.stdout) * every > 100
 
 
 @pytest.mark.slow
@@ -267,8 +268,11 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("room", [0, 4, 8, 16, 32, 64, 96, 128, 160, 400])  # KB; the store takes 200
+@pytest.mark.parametrize(
+    "room", slow_but([4, 64, 128, 400], [0, 4, 8, 16, 32, 64, 96, 128, 160, 400])
+)  # KB; the store takes 200
 def test_a_full_disk_loses_nothing(small_disk, room):
+    """With so many KB of room; the store takes 200."""
     columns = {"x": np.arange(600.0), "y": np.random.default_rng(0).normal(size=(600, 4))}
     layout = Layout.of(js.Grid.line(0, 1, 600), columns, 16)
 

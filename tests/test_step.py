@@ -59,6 +59,7 @@ def start(options, devices=1, dtype=jnp.float64):
     return run, state
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one():
     options = config(augment=True, lr=0.01)
     order = np.random.default_rng(0).permutation(1437)

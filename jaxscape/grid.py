@@ -92,7 +92,7 @@ class Grid:
                     f"grid axis {axis!r}: expected a tuple (start, stop, num) for each axis, with num a positive "
                     f"integer of at most {MOST}; of one axis alone js.Grid.line(start, stop, num)."
                 )
-            if not np.isfinite(axis[:2]).all():
+            if not np.isfinite([float(end) for end in axis[:2]]).all():
                 raise ValueError(f"grid axis {axis!r} has a NaN or infinite end; expected finite coordinates.")
         return cls(tuple(np.linspace(float(a), float(b), int(num)) for a, b, num in axes or ((-1.0, 1.0, 51),) * 2))
 

@@ -130,6 +130,7 @@ OTHER = {
     "origin": ("params", "loss_fn"),
     "params_a": ("params_b",),
     "results": ("result",),
+    "path": ("run folder",),
 }
 VALUES = [
     *(None, 0, -1, 3.5, float("nan"), float("inf"), True, "x", "", b"x", [], {}, (), [1, 2], Odd(), object),

@@ -186,10 +186,12 @@ def _line_note(name: str, result: xr.Dataset, array: xr.DataArray, loss_max: flo
 def _columns(metrics: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Columns of numbers; a value that was not measured (None or "") becomes a masked entry."""
     if not isinstance(metrics, Mapping):
-        records = list(metrics) if isinstance(metrics, Iterable) else [metrics]
-        wrong = next((record for record in records if not isinstance(record, Mapping)), None)
-        if wrong is not None:
-            raise TypeError(f"metrics holds {type(wrong).__name__}, expected a dict for each epoch, or one of columns.")
+        several = isinstance(metrics, Iterable) and getattr(metrics, "shape", None) != ()
+        records: list[Any] = list(metrics) if several else [metrics]
+        for record in records:
+            if not isinstance(record, Mapping):
+                kind = type(record).__name__
+                raise TypeError(f"metrics holds {kind}, expected a dict for each epoch, or a dict of columns.")
         names = dict.fromkeys(name for record in records for name in record)
         metrics = {name: [record.get(name) for record in records] for name in names}
     return {name: _numbers(values) for name, values in metrics.items() if name in _COLUMNS}

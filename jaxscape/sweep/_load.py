@@ -54,7 +54,7 @@ def load(path: str | Path) -> xr.Dataset:
     check_path(path, "path")
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path} not found; expected a result: the store= of a call, or a .zarr folder.")
+        raise FileNotFoundError(f"path {path} not found; expected a result: the store= of a call, or a .zarr folder.")
     try:
         manifest = read_manifest(path) if path.is_dir() else None
     except ForeignError:

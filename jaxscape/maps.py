@@ -271,7 +271,7 @@ def _map(
     groups = device_groups(plane.mesh)
     params, product = hessian_product(loss_fn, params, data, plane.products, groups[0])
     coords = grid.points()
-    hashes = inputs(product.objective, params, directions.basis)
+    hashes = inputs(product.objective.only(["loss"]), params, directions.basis)
     ignore = described(plane.products.ignore)
     kinds = {**kinds, **plane_columns(len(directions))}
     columns: dict[str, np.ndarray] = {name: np.zeros(len(coords), kind) for name, kind in kinds.items()}

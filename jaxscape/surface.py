@@ -95,7 +95,8 @@ def surface(
             examples: batch norm in training mode, dropout, or a division by what is in the batch make the result depend
             on ``batch_size``. False takes the loss as it is.
         store: A folder where every finished block of about 5 seconds is kept; the same call goes on from there, and
-            `jaxscape.load` reads it at any time. Not with ``rtol``, whose points depend on each other.
+            `jaxscape.load` reads it at any time. A call with a grid that has all points of the store, or with further
+            metrics, computes only what the store lacks. Not with ``rtol``, whose points depend on each other.
         seed: Of the random directions, if none are given, and of the order of the examples under ``rtol``.
         progress: True or False for a progress bar; None for one on terminals and in notebooks.
 

@@ -19,6 +19,7 @@ import xarray as xr
 
 import jaxscape as js
 from jaxscape import files
+from jaxscape.engine import Evaluator
 from jaxscape.files import FolderLock
 from jaxscape.sweep import Layout, Store, _blocks, save
 from tests.problems import classification_data, mlp_loss, mlp_params, slow_but, slow_unless
@@ -38,6 +39,18 @@ def filled(path, rows=slice(0, 11)):
     with store(path) as result:
         result.write(rows, {name: column[rows] for name, column in COLUMNS.items()})
     return path
+
+
+def stop_after(patch, blocks):
+    """Stores raise an error instead of a later block."""
+    write, count = Store.write, iter(range(10**6))
+
+    def counted(self, rows, values):
+        if next(count) == blocks:
+            raise ZeroDivisionError
+        write(self, rows, values)
+
+    patch.setattr(Store, "write", counted)
 
 
 def plane(**options):
@@ -244,12 +257,59 @@ def check_rows(result, name, kind, caught):
     done = result.done
     assert not done[9]
     for column, values in COLUMNS.items():
-        np.testing.assert_array_equal(result._values[column][done], values[done])
+        np.testing.assert_array_equal(result._contents.columns[column][done], values[done])
     if kind == "deleted" and "done/c/" in name:
         return  # the same as after a kill at an early moment
     if "/c/" not in name or name.startswith(GRID.names):
         assert done[:9].all()  # what describes an array, and coordinates, are mended
     assert any(name in str(warning.message) for warning in caught), (name, kind)
+
+
+@pytest.mark.parametrize("kind", slow_but(["deleted"], KINDS))
+def test_damage_of_variables_that_were_there_first_is_never_a_wrong_number(tmp_path, kind):
+    """The same in a store that got the variable y: what it had before is there in rows that are not done."""
+    few = {"recipe": {"loss_fn": {"x": 1}}, "columns": {"x": COLUMNS["x"]}}
+    many = {"recipe": {"loss_fn": {"x": 1, "y": 2}}, "columns": {name: COLUMNS[name] for name in "xy"}}
+    with store(tmp_path / "s.zarr", **few) as result:
+        result.write(slice(0, 9), {"x": COLUMNS["x"][:9]})
+    with store(tmp_path / "s.zarr", **many) as result:
+        assert not result.done.any()
+        result.write(slice(0, 4), {"y": COLUMNS["y"][:4]})
+        np.testing.assert_array_equal(result.done, np.arange(11) < 4)
+        np.testing.assert_array_equal(result.there["x"], np.arange(11) < 9)
+    for name in files_of(tmp_path / "s.zarr"):
+        if "/c/" not in name:
+            continue
+        copy = shutil.copytree(tmp_path / "s.zarr", tmp_path / "copy.zarr")
+        damages(copy / name)[kind]()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with store(copy, **many) as result:
+                result.write(slice(10, 11), {name: COLUMNS[name][10:] for name in "xy"})
+            with store(copy, **many) as result:  # what was lost stays lost though its file was written anew
+                for column, there in result.there.items():
+                    np.testing.assert_array_equal(result._contents.columns[column][there], COLUMNS[column][there])
+                assert result.there["x"].sum() >= 7
+        shutil.rmtree(copy)
+
+
+def test_what_damage_took_is_not_done_after_a_kill_while_it_is_computed_anew(tmp_path, monkeypatch):
+    path = filled(tmp_path / "s.zarr")
+    damages(path / "x/c/0/0")["deleted"]()
+    write = Layout.write
+
+    def killed(self, folder, name, shares, column):
+        if name == "y":
+            raise ZeroDivisionError
+        write(self, folder, name, shares, column)
+
+    with pytest.warns(UserWarning, match="1 files are damaged or missing"), store(path) as result:
+        monkeypatch.setattr(Layout, "write", killed)
+        with pytest.raises(ZeroDivisionError):  # the file is there again, with one of its three rows
+            result.write(slice(0, 1), {name: column[:1] for name, column in COLUMNS.items()})
+    monkeypatch.undo()
+    with store(path) as result:
+        assert result.done.tolist() == [False] * 3 + [True] * 8
 
 
 def test_a_damaged_store_is_loaded_with_a_warning(tmp_path):
@@ -346,6 +406,82 @@ def test_a_grid_that_lacks_a_point_is_refused(tmp_path):
             plane(store=tmp_path / "s.zarr", grid=grid, directions=DIRECTIONS[: len(grid.axes)])
 
 
+def loss_alone(params, batch):
+    return mlp_loss(params, batch)["loss"]
+
+
+def with_accuracy(params, batch):
+    return {**mlp_loss(params, batch), "squared": loss_alone(params, batch) ** 2}
+
+
+TERMS = {"a": loss_alone, "b": lambda p, b: 2 * loss_alone(p, b)}
+FURTHER_TERMS = {"a": loss_alone, "b": lambda p, b: {"loss": 2 * loss_alone(p, b), "half": loss_alone(p, b) / 2}}
+
+
+@pytest.mark.parametrize(
+    ("few", "many"),
+    [(loss_alone, with_accuracy), (TERMS, FURTHER_TERMS)],
+    ids=["one term", "two terms"],
+)
+@pytest.mark.parametrize("finished", slow_but([True], [True, False]))
+def test_further_metrics_alone_are_computed(tmp_path, monkeypatch, few, many, finished):
+    data = dict.fromkeys("ab", DATA) if isinstance(few, dict) else DATA
+    path, calls = tmp_path / "s.zarr", []
+
+    def run(loss_fn, **options):
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("points",))  # so that a block can be one point
+        options = {"directions": DIRECTIONS, "grid": GRID, "batch_size": 8, "points_per_step": 1, **options}
+        return js.surface(PARAMS, loss_fn, data, mesh=mesh, progress=False, **options)
+
+    monkeypatch.setattr(_blocks, "SECONDS", 1e-9)
+    if finished:
+        before = run(few, store=path)
+    else:
+        with monkeypatch.context() as patch:
+            stop_after(patch, 4)
+            with pytest.raises(ZeroDivisionError):
+                run(few, store=path)
+        before = js.load(path)
+    evaluate = Evaluator.__call__
+
+    def logged(self, coords, loads, bar):
+        part = evaluate(self, coords, loads, bar)
+        calls.append((sorted(part.metrics), len(coords)))
+        return part
+
+    monkeypatch.setattr(Evaluator, "__call__", logged)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)
+        with pytest.raises(ZeroDivisionError):
+            run(many, store=path)
+    half = js.load(path)
+    there = before.loss.notnull()
+    xr.testing.assert_identical(half.loss.where(there), before.loss)  # what was there is there
+    assert half.attrs["missing_points"] == 4
+    result, stored, fresh = run(many, store=path), tuple(calls), run(many)
+    for name in fresh:
+        np.testing.assert_allclose(result[name], fresh[name], rtol=1e-6)
+        if name in before:
+            np.testing.assert_array_equal(result[name].where(there), before[name])
+    old, new = set(before) - {"num_examples"}, set(fresh)
+    further = sorted(name for name in new - old if not name.endswith("_stderr") and name != "num_examples")
+    computed = sum(num for names, num in stored if names == further)
+    assert computed == (12 if finished else 4), stored
+    assert sum(num for _, num in stored) == 12  # params itself is a row, and one row was computed but not written
+    xr.testing.assert_identical(js.load(path), result)
+    with pytest.raises(ValueError, match="holds another result: loss_fn is .* there and .* here"):
+        run(few, store=path)  # it does not lose one again
+
+
+def test_another_metric_of_the_same_name_is_refused(tmp_path):
+    def other(params, batch):
+        return with_accuracy(params, batch) | {"squared": loss_alone(params, batch) ** 3}
+
+    js.surface(PARAMS, with_accuracy, DATA, directions=DIRECTIONS, grid=GRID, store=tmp_path / "s.zarr", progress=False)
+    with pytest.raises(ValueError, match="holds another result: loss_fn is .* there and .* here"):
+        js.surface(PARAMS, other, DATA, directions=DIRECTIONS, grid=GRID, store=tmp_path / "s.zarr", progress=False)
+
+
 @pytest.mark.parametrize("moment", ["write_manifest", "shutil.copy", "Path.rename"])
 def test_a_crash_while_a_store_is_extended_loses_nothing(tmp_path, monkeypatch, moment):
     path = filled(tmp_path / "s.zarr", slice(0, 4))
@@ -365,9 +501,15 @@ def test_a_crash_while_a_store_is_extended_loses_nothing(tmp_path, monkeypatch, 
             pass
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the lock that the crash left
-        with store(path) as result:
-            assert result.done[:4].all()
-            np.testing.assert_array_equal(result.read()["x"][:4], COLUMNS["x"][:4])
+        if moment == "Path.rename":  # the larger one is whole by then
+            with store(path, grid=LARGER, columns=columns) as result:
+                assert result.done.sum() == 4
+                np.testing.assert_array_equal(np.sort(result.read()["x"])[:4], COLUMNS["x"][:4])
+        else:
+            with store(path) as result:
+                assert result.done[:4].all()
+                np.testing.assert_array_equal(result.read()["x"][:4], COLUMNS["x"][:4])
+    assert [entry.name for entry in tmp_path.iterdir() if "smaller" in entry.name] == []
 
 
 @pytest.mark.parametrize("left", ["nothing", "arrays", "temporary files"])

@@ -1,6 +1,6 @@
 """What an evaluation gives."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,14 +47,18 @@ def add_terms(evaluations: Mapping[str, Evaluation]) -> Evaluation:
     """
     if "" in evaluations:
         return evaluations[""]
-    losses = [evaluation.metrics["loss"] for evaluation in evaluations.values()]
-    errors = [loss.stderr for loss in losses if loss.stderr is not None]
-    with np.errstate(all="ignore"):  # infinite losses of opposite signs
-        mean = np.sum([loss.mean for loss in losses], axis=0)
-        stderr = np.sqrt(np.sum(np.square(errors), axis=0)) if len(errors) == len(losses) else None
-    metrics = {"loss": Estimate(mean, stderr)}
+    losses = [each.metrics["loss"] for each in evaluations.values() if "loss" in each.metrics]
+    metrics = {"loss": _sum(losses)} if len(losses) == len(evaluations) else {}
     for term, evaluation in evaluations.items():
         metrics |= {f"{name}_{term}": estimate for name, estimate in evaluation.metrics.items()}
     examples = np.sum([evaluation.num_examples for evaluation in evaluations.values()], axis=0)
     loads = {term: evaluation.loads[term] for term, evaluation in evaluations.items()}
     return Evaluation(metrics, examples, loads)
+
+
+def _sum(losses: Sequence[Estimate]) -> Estimate:
+    errors = [loss.stderr for loss in losses if loss.stderr is not None]
+    with np.errstate(all="ignore"):  # infinite losses of opposite signs
+        mean = np.sum([loss.mean for loss in losses], axis=0)
+        stderr = np.sqrt(np.sum(np.square(errors), axis=0)) if len(errors) == len(losses) else None
+    return Estimate(mean, stderr)

@@ -6,7 +6,7 @@ function reads from outside may have changed since) and more (a new lambda may c
 
 import hashlib
 import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,17 +169,17 @@ def identify(jaxpr: core.Jaxpr) -> Identity:
     return Identity(digest.hexdigest(), tuple(opaque), has_rules)
 
 
-def depends_on(jaxpr: core.Jaxpr, output: int) -> tuple[core.Jaxpr, list[bool]]:
-    """The part of a jaxpr that one of its outputs needs.
+def depends_on(jaxpr: core.Jaxpr, outputs: Collection[int]) -> tuple[core.Jaxpr, list[bool]]:
+    """The part of a jaxpr that some of its outputs need.
 
     Args:
         jaxpr: Without constants.
-        output: Which one.
+        outputs: Which ones.
 
     Returns:
-        The jaxpr of this output and of the inputs that it needs; and which of the inputs these are.
+        The jaxpr of these outputs and of the inputs that they need; and which of the inputs these are.
     """
-    return partial_eval.dce_jaxpr(jaxpr, [i == output for i in range(len(jaxpr.outvars))], instantiate=False)
+    return partial_eval.dce_jaxpr(jaxpr, [i in outputs for i in range(len(jaxpr.outvars))], instantiate=False)
 
 
 class _ById:

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -57,7 +57,9 @@ class Term:
         self.data = np.zeros((1, 0)) if data is None else data
         self._argument = f"loss_fn[{name!r}]" if name else "loss_fn"
         self._no_data = data is None
-        self._function = functools.partial(_metrics, loss_fn, self._argument, data is None)
+        self._function: Callable[[Params, Data], dict[str, Array]] = functools.partial(
+            _metrics, loss_fn, self._argument, data is None
+        )
         self._params, self._compute_dtype = abstract(params), compute_dtype
         self._traced: dict[int, Traced] = {}
         # The first trials on a CPU begin with as many, so that one trace serves; fewer than 8 would check little.
@@ -82,9 +84,22 @@ class Term:
         """The same loss of other examples: fewer, or in another order."""
         other = object.__new__(Term)
         other.__dict__.update(self.__dict__)
-        for cached in ("total_weight", "loss_fingerprint", "data_fingerprint"):
+        for cached in ("total_weight", "data_fingerprint"):
             other.__dict__.pop(cached, None)
         other.data, other.examples = data, num_examples(data)
+        return other
+
+    def only(self, metrics: Collection[str]) -> "Term":
+        """The same term with some of its metrics: the others are not computed."""
+        if set(metrics) >= set(self.per_example):
+            return self
+        other = object.__new__(Term)
+        other.__dict__.update(self.__dict__)
+        other.__dict__.pop("fingerprints", None)
+        names, function = {*metrics, WEIGHT}, self._function
+        other._function = lambda params, batch: {k: v for k, v in function(params, batch).items() if k in names}
+        other._traced = {}
+        other.per_example = {name: each for name, each in self.per_example.items() if name in names}
         return other
 
     @functools.cached_property
@@ -137,10 +152,13 @@ class Term:
         return identity._replace(digest=traced.fingerprint())
 
     @functools.cached_property
-    def loss_fingerprint(self) -> str:
-        """A hash of the computation, of the arrays that it closes over and of derivative rules."""
-        rules = self.rules.digest if self.rules else ""
-        return f"{self.name} {self.traced(self.canonical).fingerprint()} {rules}"
+    def fingerprints(self) -> dict[str, str]:
+        """For each metric a hash of what it computes and it closes over; of the loss of derivative rules, too."""
+        traced, weight = self.traced(self.canonical), [WEIGHT] if self.weighted else []
+        hashes = {name: f"{self.name} {traced.fingerprint_of([name, *weight])}" for name in self.per_example}
+        if self.rules and "loss" in hashes:
+            hashes["loss"] += f" {self.rules.digest}"
+        return hashes
 
     @functools.cached_property
     def data_fingerprint(self) -> str:
@@ -167,7 +185,7 @@ class Term:
 @functools.lru_cache(maxsize=64)
 def _weights_of_batch(computation: Computation) -> tuple[Callable[[list[Any]], Array], list[bool]]:
     """The compiled weights of a batch, and which operands of the loss they need."""
-    jaxpr, used = depends_on(computation.jaxpr, sorted(computation.shapes).index(WEIGHT))
+    jaxpr, used = depends_on(computation.jaxpr, [sorted(computation.shapes).index(WEIGHT)])
     function = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
     return jax.jit(lambda operands: function(*operands)[0], compiler_options=compiler_options()), used
 
@@ -228,12 +246,30 @@ class Objective:
                     term.verdict = check_is_mean(term, params, batch_size)
         return objective
 
+    def only(self, metrics: Collection[str]) -> "Objective":
+        """The same objective with some of its `metrics`: the others are not computed.
+
+        Args:
+            metrics: Names; ``loss`` of several terms stands for the loss of each.
+
+        Returns:
+            The objective.
+        """
+        terms = []
+        for term in self.terms:
+            own = [m for m in term.per_example if _joined(m, term) in metrics or (m == "loss" and "loss" in metrics)]
+            terms += [term.only(own)] if own else []
+        return Objective(tuple(terms), self.compute_dtype)
+
+    @property
+    def _has_parts(self) -> bool:
+        return bool(self.terms[0].name)
+
     @property
     def metrics(self) -> list[str]:
         """The names of all means that an evaluation gives: of several terms ``loss``, and ``metric_term`` of each."""
-        if len(self.terms) == 1 and not self.terms[0].name:
-            return list(self.terms[0].per_example)
-        return ["loss", *(f"{name}_{term.name}" for term in self.terms for name in term.per_example)]
+        total = ["loss"] if self._has_parts and all("loss" in term.per_example for term in self.terms) else []
+        return total + [_joined(name, term) for term in self.terms for name in term.per_example]
 
     @functools.cached_property
     def examples(self) -> int:
@@ -243,19 +279,24 @@ class Objective:
     @property
     def metrics_with_errors(self) -> list[str]:
         """Those of `metrics` that have a standard error: the loss gives them for each example."""
-        if len(self.terms) == 1 and not self.terms[0].name:
-            return [name for name, per_example in self.terms[0].per_example.items() if per_example]
-        parts = [f"{name}_{term.name}" for term in self.terms for name, each in term.per_example.items() if each]
-        return [*(["loss"] if all(term.per_example["loss"] for term in self.terms) else []), *parts]
+        total = ["loss"] if self._has_parts and all(term.per_example.get("loss") for term in self.terms) else []
+        return total + [_joined(name, term) for term in self.terms for name, each in term.per_example.items() if each]
 
     @property
-    def recipe(self) -> dict[str, str]:
-        """What its numbers depend on, one by one: hashes of the losses, with what they close over, and of the data."""
+    def recipe(self) -> dict[str, Any]:
+        """What its numbers depend on, one by one: hashes of the metrics, with what they close over, and of the data."""
+        hashes = {_joined(name, term): _digest(text) for term in self.terms for name, text in term.fingerprints.items()}
+        if self._has_parts:
+            hashes["loss"] = _digest(*(term.fingerprints.get("loss", "") for term in self.terms))
         return {
-            "loss_fn": _digest(*(term.loss_fingerprint for term in self.terms)),
+            "loss_fn": hashes,
             "data": _digest(*(term.data_fingerprint for term in self.terms)),
             "compute_dtype": str(self.compute_dtype),
         }
+
+
+def _joined(metric: str, term: Term) -> str:
+    return f"{metric}_{term.name}" if term.name else metric
 
 
 def _digest(*texts: str) -> str:

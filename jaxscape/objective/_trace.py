@@ -5,7 +5,7 @@ equal to an earlier one finds the program that was compiled for that. What a use
 own rules: it stays as it was at its first call.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from jaxscape.convolution import evaluate
 from jaxscape.meshes import users_mesh
-from jaxscape.objective._jaxpr import Identity, array_digest, hoist, identify
+from jaxscape.objective._jaxpr import Identity, array_digest, depends_on, hoist, identify
 
 PRECISIONS = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": None}
 """The values of ``compute_dtype``, and the precision of matrix products that JAX has for each."""
@@ -73,6 +73,21 @@ class Traced(NamedTuple):
     def fingerprint(self) -> str:
         """A hash of what is computed, the contents of the closed-over arrays included; the same in every process."""
         return " ".join([self.computation.identity.digest, *map(array_digest, self.constants)])
+
+    def fingerprint_of(self, names: Collection[str]) -> str:
+        """The same of a part of the result, a dict; equal for functions that give this part alone.
+
+        Args:
+            names: Keys of the result.
+
+        Returns:
+            A hash of their computation, of the arguments and of the closed-over arrays that it needs.
+        """
+        keys = sorted(self.computation.shapes)
+        jaxpr, used = depends_on(self.computation.jaxpr, [keys.index(name) for name in names])
+        constants = [x for x, use in zip(self.constants, used, strict=False) if use]
+        arguments = [i for i, use in enumerate(used[len(self.constants) :]) if use]
+        return " ".join([identify(jaxpr).digest, str(arguments), *map(array_digest, constants)])
 
 
 def trace(function: Callable[..., Any], *args: Any, compute_dtype: str | None = None) -> Traced:

@@ -1,5 +1,6 @@
 """Means at every point, block by block, each kept on disk when it is done."""
 
+import functools
 import time
 from collections.abc import Mapping
 
@@ -44,7 +45,7 @@ def in_blocks(
     """`jaxscape.engine.evaluate` of the points that a store lacks.
 
     A block is as many points as take SECONDS. How many examples and points go side by side is kept in the store, so
-    that a resumed run gives the same numbers to the bit.
+    that a resumed run gives the same numbers to the bit. Where a store got further metrics, only they are computed.
 
     Args:
         objective: The loss over its data.
@@ -64,31 +65,36 @@ def in_blocks(
     with progress_bar(len(coords) * num_terms, progress) as bar:
         bar.update(int(store.done.sum()) * num_terms)
         if not store.done.all():
-            evaluator = Evaluator(objective, params, basis, mesh)
-            loads = _noted_loads(store, objective, load) or evaluator.choose(int((~store.done).sum()), load)
+            evaluators = functools.cache(lambda names: Evaluator(objective.only(names), params, basis, mesh))
+            every = tuple(objective.metrics)
+            loads = _noted_loads(store, objective, load) or evaluators(every).choose(int((~store.done).sum()), load)
             devices = mesh.size if mesh else jax.device_count()
             size = devices * max(each.points_per_step for each in loads.values())
             block = size
             while not store.done.all():
-                rows = _next_rows(store.done, block)
+                rows = _next_rows(store, block)
+                lacking = [name for name, there in store.there.items() if not there[rows.start]]
+                metrics = tuple(name for name in every if {name, f"{name}_stderr"} & set(lacking)) or every
                 start = time.perf_counter()
-                part = evaluator(coords[rows], loads, bar)
-                _note_loads(store, part.loads)
-                loads = part.loads
+                part = evaluators(metrics)(coords[rows], loads, bar)
+                part = part._replace(num_examples=np.full(len(part.num_examples), objective.examples))
+                loads = {**loads, **part.loads}
+                _note_loads(store, loads)
                 if jax.process_index():
-                    store.done[rows] = True
+                    store.mark(rows)
                 else:
-                    store.write(rows, _columns(part))
+                    store.write(rows, {name: column for name, column in _columns(part).items() if name in lacking})
                 speed = (rows.stop - rows.start) / agree(time.perf_counter() - start)
                 block = int(np.clip(speed * SECONDS, size, 4 * block)) // size * size
     return _evaluation(store.read(), objective)._replace(loads=dict(loads))
 
 
-def _next_rows(done: np.ndarray, block: int) -> slice:
-    """The first rows that are not done, at most ``block`` of them."""
-    start = int(np.argmin(done))
-    after = np.flatnonzero(done[start : start + block])
-    return slice(start, start + int(after[0]) if after.size else min(start + block, len(done)))
+def _next_rows(store: Store, block: int) -> slice:
+    """The first rows that are not done, at most ``block`` of them, which all lack the same variables."""
+    start = int(np.argmin(store.done))
+    masks = np.stack([store.done, *store.there.values()])[:, start : start + block]
+    other = np.flatnonzero((masks != masks[:, :1]).any(0))
+    return slice(start, start + int(other[0]) if other.size else start + masks.shape[1])
 
 
 def _noted_loads(store: Store, objective: Objective, load: Loads) -> dict[str, Load]:

@@ -1,16 +1,43 @@
-"""A store of a larger or finer grid, from one whose points are all among its own."""
+"""A store that becomes one of more points, more metrics or a smaller tolerance, with all that it holds."""
 
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxscape.files import LOCK
-from jaxscape.sweep._layout import DONE, Layout
-from jaxscape.sweep._manifest import OWN, Manifest, nodes_below, plain, write_manifest
+from jaxscape.sweep._layout import DONE, Contents, Layout, ranges_of, stored_layout
+from jaxscape.sweep._manifest import OWN, Manifest, difference, nodes_below, plain, write_manifest
 
+EXAMPLES = f"{OWN}/examples"
+"""The folder in a store that has the values of single examples."""
 _SAME = 1e-9  # of the least distance between two points: what rounding makes of a coordinate
+_TOLERANCES = ("rtol", "atol")
+
+
+def obstacles(manifest: Manifest, recipe: Mapping[str, Any], new: Layout) -> dict[str, str]:
+    """What differs between a store and a recipe so that the store cannot be extended to it.
+
+    A store can get a grid that has all of its points, further metrics beside those that it has, or smaller tolerances.
+
+    Args:
+        manifest: What the store says of itself.
+        recipe: What the numbers of the larger one depend on.
+        new: Where the rows of the larger one are.
+
+    Returns:
+        By name, in words.
+    """
+    before = manifest.recipe
+    names = difference(manifest, recipe)
+    sound = {"grid", "rows"} if places(stored_layout(manifest), new) is not None else set()
+    if "rtol" not in before and all(_is_within(before.get(n), recipe.get(n)) for n in ("loss_fn", "variables")):
+        sound |= {"loss_fn", "variables"}
+    if all(name in before and name in recipe and recipe[name] <= before[name] for name in _TOLERANCES):
+        sound |= set(_TOLERANCES)
+    return {name: text for name, text in names.items() if name not in sound}
 
 
 def places(old: Layout, new: Layout) -> np.ndarray | None:
@@ -36,45 +63,73 @@ def places(old: Layout, new: Layout) -> np.ndarray | None:
     return rows
 
 
-def extend(path: Path, old: Manifest, layout: Layout, recipe: Mapping[str, object], new: Layout) -> Manifest:
+def extend(
+    path: Path,
+    old: Manifest,
+    contents: Contents,
+    recipe: Mapping[str, Any],
+    new: Layout,
+    long_names: Mapping[str, str],
+) -> None:
     """Replace a store by a larger one that holds its rows; a crash leaves the one or the other.
+
+    The points of a store with a tolerance are not done in the larger one: they follow from the values of the examples.
 
     Args:
         path: The folder, locked.
         old: What it says of itself.
-        layout: Where its rows are.
-        recipe: That of the larger one.
+        contents: What is there of its rows.
+        recipe: That of the larger one; there are no `obstacles`.
         new: Where the rows of the larger one are.
-
-    Returns:
-        What the folder says of itself now.
+        long_names: What a variable is, for plots.
     """
-    columns, _ = layout.read_all(path, old.complete)
-    rows, values = places(layout, new), new.empty()
-    for name, column in columns.items():
-        values[name][rows] = column
-    larger, before = (path.with_name(f".{path.name}.{state}") for state in ("larger", "smaller"))
+    rows, (columns, there, _) = places(stored_layout(old), new), new.empty()
+    if "rtol" not in recipe:
+        for name, mask in contents.there.items():
+            columns[name][rows], there[name][rows] = contents.columns[name], mask
+    columns[DONE] = np.all(list(there.values()), axis=0)
+    earlier = {name: ranges_of(mask & ~columns[DONE]) for name, mask in there.items() if (mask & ~columns[DONE]).any()}
+    larger, _ = _beside(path)
     shutil.rmtree(larger, ignore_errors=True)
-    names = {name: node["attributes"].get("long_name", "") for name, node in old.nodes.items() if name in new.kinds}
-    new.create(larger, {name: text for name, text in names.items() if text})
-    shares = [share for share in new.shares if values[DONE][share].any()]
-    for name, column in values.items():
-        new.write(larger, name, shares, column)
-    manifest = Manifest(plain(recipe), old.attrs, new.chunk, nodes_below(larger), old.notes)
-    write_manifest(larger, manifest)
+    new.create(larger, long_names)
+    for name, column in columns.items():
+        mask = there.get(name, columns[DONE])
+        new.write(larger, name, [share for share in new.shares if mask[share].any()], column)
+    nodes = nodes_below(larger)
+    write_manifest(larger, Manifest(plain(recipe), old.attrs, new.chunk, nodes, old.notes, earlier=earlier))
     shutil.copy(path / OWN / LOCK, larger / OWN / LOCK)
-    shutil.rmtree(before, ignore_errors=True)
-    path.rename(before)
-    larger.rename(path)
-    shutil.rmtree(before)
-    return manifest
+    _replace(path)
 
 
 def recover(path: Path) -> None:
-    """Put a store back in its place that a crash has left aside while it was extended."""
-    before = path.with_name(f".{path.name}.smaller")
-    if before.exists() and not path.exists():
+    """Put a store in its place that a crash has left aside while it was extended."""
+    if _beside(path)[1].exists() and not path.exists():
+        _replace(path)
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    """Where a larger store is made, and where the one before goes."""
+    return path.with_name(f".{path.name}.larger"), path.with_name(f".{path.name}.smaller")
+
+
+def _replace(path: Path) -> None:
+    """Put the larger store, which is whole, in the place of the one before; goes on from wherever it was cut off."""
+    larger, before = _beside(path)
+    if path.exists():
+        shutil.rmtree(before, ignore_errors=True)
+        path.rename(before)
+    if not larger.exists():  # somebody has removed it
         before.rename(path)
+        return
+    if (before / EXAMPLES).exists():
+        (before / EXAMPLES).rename(larger / EXAMPLES)
+    larger.rename(path)
+    shutil.rmtree(before)
+
+
+def _is_within(few: Any, many: Any) -> bool:
+    """Whether each item of a mapping is in another one."""
+    return isinstance(few, Mapping) and isinstance(many, Mapping) and few.items() <= many.items()
 
 
 def _indices(few: np.ndarray, many: np.ndarray) -> np.ndarray | None:

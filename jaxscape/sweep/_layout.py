@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -16,6 +16,20 @@ from jaxscape.sweep._manifest import OWN, Manifest, make_own_group
 CODECS = (ZstdCodec(), Crc32cCodec())  # the checksum is of what stands in the file
 DONE = "done"
 """The array that says which points are there."""
+
+
+class Contents(NamedTuple):
+    """What is there of the rows of a store.
+
+    Attributes:
+        columns: An array for each variable, DONE the last of them.
+        there: For each other variable a mask of the rows where it is: those that are done, and maybe more.
+        damaged: The files that are damaged or missing. A row that needs one of them is not done.
+    """
+
+    columns: dict[str, np.ndarray]
+    there: dict[str, np.ndarray]
+    damaged: list[str]
 
 
 @dataclass(frozen=True)
@@ -58,9 +72,10 @@ class Layout:
         starts = [line + part for line in range(0, num, length) for part in range(0, length, self.chunk)]
         return [slice(a, b) for a, b in itertools.pairwise([*starts, *range(num, self.rows), self.rows])]
 
-    def empty(self) -> dict[str, np.ndarray]:
-        """A column for each variable without any row: NaN, or 0 where there is no NaN."""
-        return {name: np.full((self.rows, *more), _fill(kind)) for name, (kind, more) in self.kinds.items()}
+    def empty(self) -> Contents:
+        """No row at all: NaN, or 0 where there is no NaN."""
+        columns = {name: np.full((self.rows, *more), _fill(kind)) for name, (kind, more) in self.kinds.items()}
+        return Contents(columns, {name: np.zeros(self.rows, bool) for name in columns if name != DONE}, [])
 
     def create(self, folder: Path, long_names: Mapping[str, str]) -> None:
         """Make the arrays, and those of the coordinates.
@@ -173,26 +188,42 @@ class Layout:
                 damaged.append(file)
         return column, damaged
 
-    def read_all(self, folder: Path, complete: bool) -> tuple[dict[str, np.ndarray], list[str]]:
+    def read_all(self, folder: Path, manifest: Manifest) -> Contents:
         """Read all rows that are there.
 
         Args:
             folder: Where.
-            complete: Whether all rows were there.
+            manifest: What the folder says of itself.
 
         Returns:
-            The columns, DONE the last of them; and the files that are damaged or missing, whose rows are not done.
+            What is there, and which files are damaged.
         """
-        done, damaged = self.read(folder, DONE, np.ones(self.rows, bool) if complete else None)
+        done, damaged = self.read(folder, DONE, np.ones(self.rows, bool) if manifest.complete else None)
+        there = {name: mask_of(manifest.earlier.get(name, []), self.rows) for name in self.kinds if name != DONE}
         columns = {}
-        for name in self.kinds:
-            if name != DONE:
-                columns[name], files = self.read(folder, name, done)
-                damaged += files
+        for name in there:
+            columns[name], files = self.read(folder, name, done | there[name])
+            damaged += files
         for share in self.shares:
-            if any(self.place(name, share)[2] in damaged for name in self.kinds):
-                done[share] = False
-        return {**columns, DONE: done}, damaged
+            lost = [name for name in self.kinds if self.place(name, share)[2] in damaged]
+            done[share] &= not lost
+            for name in there:
+                there[name][share] &= name not in lost
+        return Contents({**columns, DONE: done}, {name: mask | done for name, mask in there.items()}, damaged)
+
+
+def mask_of(ranges: Sequence[Sequence[int]], rows: int) -> np.ndarray:
+    """A mask of rows, from ranges ``[first, last + 1]``."""
+    mask = np.zeros(rows, bool)
+    for first, stop in ranges:
+        mask[first:stop] = True
+    return mask
+
+
+def ranges_of(mask: np.ndarray) -> list[list[int]]:
+    """The ranges of `mask_of`."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(int), [0]])))
+    return edges.reshape(-1, 2).tolist()
 
 
 def stored_layout(manifest: Manifest) -> Layout:

@@ -95,7 +95,7 @@ def _of_store(path: Path, manifest: Manifest) -> xr.Dataset:
     """The rows of a store that are there."""
     layout = stored_layout(manifest)
     grid, nodes = layout.grid, {name: manifest.nodes[name]["attributes"] for name in layout.kinds}
-    columns, damaged = layout.read_all(path, manifest.complete)
+    columns, rows_there, damaged = layout.read_all(path, manifest)
     damaged += damaged_nodes(path, manifest)
     if damaged:
         warnings.warn(
@@ -111,10 +111,9 @@ def _of_store(path: Path, manifest: Manifest) -> xr.Dataset:
     result.attrs = {**manifest.attrs, "missing_points": missing} if missing else dict(manifest.attrs)
     if not missing:
         return result
-    there = xr.DataArray(done[:num].reshape(grid.shape), dims=grid.names)
-    kept = result.attrs
-    result = result.where(there).assign({DONE: there})
-    return result.assign_attrs(kept)
+    masks = {name: xr.DataArray(mask[:num].reshape(grid.shape), dims=grid.names) for name, mask in rows_there.items()}
+    finished = xr.DataArray(done[:num].reshape(grid.shape), dims=grid.names)
+    return result.assign({**{name: result[name].where(mask) for name, mask in masks.items()}, DONE: finished})
 
 
 def _of_result(path: Path, manifest: Manifest) -> xr.Dataset:

@@ -33,6 +33,8 @@ class Manifest:
         nodes: The contents of each ``zarr.json`` below the folder, by the path of its array or group.
         notes: What may change without changing the numbers' meaning.
         complete: Whether every row is there, and the attributes are those of the result.
+        earlier: For each variable of a store before it was extended: ranges of rows, ``[first, last + 1]``, where it is
+            there, though others may not be.
     """
 
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -41,6 +43,7 @@ class Manifest:
     nodes: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     complete: bool = False
+    earlier: dict[str, list[list[int]]] = field(default_factory=dict)
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:

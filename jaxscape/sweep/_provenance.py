@@ -14,7 +14,7 @@ from jaxscape.objective import Objective
 from jaxscape.types import Params
 
 
-def inputs(objective: Objective, params: Params, basis: Params) -> dict[str, str]:
+def inputs(objective: Objective, params: Params, basis: Params) -> dict[str, Any]:
     """What the numbers of a result depend on, one by one, as hashes.
 
     Args:
@@ -23,12 +23,12 @@ def inputs(objective: Objective, params: Params, basis: Params) -> dict[str, str
         basis: The directions, stacked.
 
     Returns:
-        Hashes by the names of the caller's arguments; the same in every process.
+        Hashes by the names of the caller's arguments, of loss_fn one for each metric; the same in every process.
     """
     return {**objective.recipe, "params": trees.fingerprint(params), "directions": trees.fingerprint(basis)}
 
 
-def provenance(inputs: Mapping[str, str], params: Params) -> dict[str, Any]:
+def provenance(inputs: Mapping[str, Any], params: Params) -> dict[str, Any]:
     """Attributes of every result: a hash of all inputs, versions, device and time.
 
     Args:

@@ -22,8 +22,8 @@ from jax.experimental import multihost_utils
 
 from jaxscape.files import LOCK, FolderLock
 from jaxscape.peers import watched_peers
-from jaxscape.sweep._extend import extend, places, recover
-from jaxscape.sweep._layout import DONE, Layout, stored_layout
+from jaxscape.sweep._extend import extend, obstacles, recover
+from jaxscape.sweep._layout import DONE, Layout, ranges_of, stored_layout
 from jaxscape.sweep._manifest import (
     MANIFEST,
     OWN,
@@ -75,14 +75,19 @@ class Store:
         recipe = {**recipe, "grid": axes, "variables": kinds, "rows": layout.rows}
         self._manifest = Manifest(plain(recipe), plain(attrs), layout.chunk)
         self._long_names = long_names
-        self._values = layout.empty()
+        self._contents = layout.empty()
         self._watching = contextlib.ExitStack()
         self._writing, self._folder_lock = threading.Lock(), FolderLock(self.path, f"{OWN}/{LOCK}")
 
     @property
     def done(self) -> np.ndarray:
         """Whether each row is there."""
-        return self._values[DONE]
+        return self._contents.columns[DONE]
+
+    @property
+    def there(self) -> Mapping[str, np.ndarray]:
+        """For each variable, in which rows it is there: those that are done; more, if the store got a variable."""
+        return self._contents.there
 
     @property
     def complete(self) -> bool:
@@ -130,17 +135,27 @@ class Store:
 
         Args:
             rows: Rows whose shares no other process writes.
-            values: An array for each variable, these rows along its first axis.
+            values: An array for each variable that they lack, these rows along its first axis.
         """
         with self._writing:  # one thread at a time
             if not jax.process_index():
                 self._folder_lock.check()
-            for name, value in values.items():
-                self._values[name][rows] = value
-            self._values[DONE][rows] = True
+            columns = self._contents.columns
             shares = [share for share in self.layout.shares if share.start < rows.stop and rows.start < share.stop]
-            for name, column in self._values.items():  # DONE is the last
-                self.layout.write(self.path, name, shares, column)
+            for name, value in values.items():
+                columns[name][rows] = value
+                self.layout.write(self.path, name, shares, columns[name])
+            self.mark(rows)
+            self.layout.write(self.path, DONE, shares, columns[DONE])
+
+    def mark(self, rows: slice) -> None:
+        """Take rows for done that another process writes.
+
+        Args:
+            rows: The rows.
+        """
+        for mask in (self.done, *self._contents.there.values()):
+            mask[rows] = True
 
     def note(self, **notes: Any) -> None:
         """Keep something that does not belong to the recipe.
@@ -156,7 +171,7 @@ class Store:
         Args:
             attrs: Values that JSON can hold.
         """
-        self._rewrite(attrs=plain(attrs), complete=True)
+        self._rewrite(attrs=plain(attrs), complete=True, earlier={})
 
     def read(self) -> dict[str, np.ndarray]:
         """All variables, in full, when all processes have written."""
@@ -164,7 +179,7 @@ class Store:
         if jax.process_count() > 1:
             self._read()
         _together("read")  # only then may one of them remove the folder
-        return {name: column for name, column in self._values.items() if name != DONE}
+        return {name: column for name, column in self._contents.columns.items() if name != DONE}
 
     def _kept(self) -> str:
         points = int(np.prod(self.layout.grid.shape))
@@ -185,10 +200,12 @@ class Store:
         manifest = self._checked()  # the process before may have finished while this one took the lock
         if manifest is None:
             self._make()
-        elif difference(manifest, self._manifest.recipe):
-            self._use(extend(self.path, manifest, stored_layout(manifest), self._manifest.recipe, self.layout))
         else:
+            recipe, layout = self._manifest.recipe, self.layout
             self._use(manifest)
+            if difference(manifest, recipe):
+                extend(self.path, self._manifest, self._contents, recipe, layout, self._long_names)
+                self._use(self._stored())
 
     def _checked(self) -> Manifest | None:
         """What the folder says of itself; None where it is free."""
@@ -196,11 +213,9 @@ class Store:
         if manifest is None:
             self._check_free()
             return None
-        names = difference(manifest, self._manifest.recipe)
-        if set(names) <= {"grid", "rows"} and (not names or places(stored_layout(manifest), self.layout) is not None):
-            return manifest
-        differs = "; ".join(names.values())
-        raise ValueError(f"store {self.path} holds another result: {differs}. Name another path, or remove it.")
+        if differs := "; ".join(obstacles(manifest, self._manifest.recipe, self.layout).values()):
+            raise ValueError(f"store {self.path} holds another result: {differs}. Name another path, or remove it.")
+        return manifest
 
     def _check_free(self) -> None:
         """Refuse a folder that holds anything but what a process leaves that is killed while it makes a store."""
@@ -225,11 +240,13 @@ class Store:
         write_manifest(self.path, self._manifest)
 
     def _use(self, manifest: Manifest) -> None:
-        self._manifest, self.layout = manifest, dataclasses.replace(self.layout, chunk=manifest.chunk)
+        self._manifest = manifest
         damaged = damaged_nodes(self.path, manifest)
         mend_nodes(self.path, manifest, damaged)
-        damaged += self.layout.mend_axes(self.path)
-        damaged += self._read()
+        damaged += stored_layout(manifest).mend_axes(self.path)
+        self._read()
+        damaged += self._contents.damaged
+        self._forget_damaged()
         if damaged:
             warnings.warn(
                 f"store {self.path}: {len(damaged)} files are damaged or missing ({', '.join(damaged[:3])}"
@@ -237,9 +254,24 @@ class Store:
                 stacklevel=2,
             )
 
-    def _read(self) -> list[str]:
-        self._values, damaged = self.layout.read_all(self.path, self.complete)
-        return damaged
+    def _read(self) -> None:
+        self._manifest = self._stored()
+        self.layout = stored_layout(self._manifest)
+        self._contents = self.layout.read_all(self.path, self._manifest)
+
+    def _stored(self) -> Manifest:
+        manifest = read_manifest(self.path)
+        if manifest is None:
+            raise ValueError(f"store {self.path} is gone: somebody has removed it while it was written.")
+        return manifest
+
+    def _forget_damaged(self) -> None:
+        """Say on disk, too, which rows damage has taken: a file that is written anew has fill values in the others."""
+        columns, there, damaged = self._contents
+        if damaged:
+            shares = [s for s in self.layout.shares if any(self.layout.place(n, s)[2] in damaged for n in columns)]
+            self._rewrite(earlier={name: ranges_of(mask & ~self.done) for name, mask in there.items()})
+            self.layout.write(self.path, DONE, shares, self.done)
 
 
 def _together(what: str) -> None:

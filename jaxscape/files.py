@@ -19,16 +19,26 @@ SILENCE = 120.0  # seconds without a sign of life after which the lock of anothe
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file in one step: a reader, and a run after a crash, see the old text or the new one.
+    """Write text to a file as `replace_file` does.
 
     Args:
         path: The file; its folder exists.
         text: What it is to hold.
     """
+    replace_file(path, text.encode())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file in one step: a reader, and a run after a crash, see the old contents or the new ones.
+
+    Args:
+        path: The file; its folder exists.
+        content: What it is to hold.
+    """
     new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
     try:
-        with new.open("w") as file:
-            file.write(text)
+        with new.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)

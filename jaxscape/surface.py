@@ -26,6 +26,7 @@ from jaxscape.sweep import (
     on_grid,
     provenance,
     to_dataset,
+    to_tolerance,
     unresolved_share,
 )
 from jaxscape.types import Data, LossFn, Params
@@ -96,7 +97,8 @@ def surface(
             on ``batch_size``. False takes the loss as it is.
         store: A folder where every finished block of about 5 seconds is kept; the same call goes on from there, and
             `jaxscape.load` reads it at any time. A call with a grid that has all points of the store, or with further
-            metrics, computes only what the store lacks. Not with ``rtol``, whose points depend on each other.
+            metrics, computes only what the store lacks. With ``rtol`` it keeps the values of single examples, too, and
+            a call with a smaller tolerance goes on from them.
         seed: Of the random directions, if none are given, and of the order of the examples under ``rtol``.
         progress: True or False for a progress bar; None for one on terminals and in notebooks.
 
@@ -118,8 +120,8 @@ def surface(
     Raises:
         ValueError: A tolerance is negative or not finite, params or data is empty, leaves of data differ in length, a
             direction is not like params, the grid has another number of axes than there are directions, loss_fn gives
-            a wrong shape, is no mean over examples, or names a metric as the result names something else, ``store`` is
-            given with ``rtol``, or it holds another result.
+            a wrong shape, is no mean over examples, or names a metric as the result names something else, or ``store``
+            holds another result.
         TypeError: A leaf of params is not floating, loss_fn is no function, or grid, mesh, seed or a tolerance is of
             another type.
     """
@@ -127,8 +129,6 @@ def surface(
     params = checks.as_params(params)
     _check_tolerance(rtol, atol)
     checks.check_mesh(mesh)
-    if store is not None and rtol is not None:
-        raise ValueError(f"store is {str(store)!r} with rtol={rtol!r}, but only exact points are kept; leave one out.")
     load = (as_batch_size(batch_size), _as_points_per_step(points_per_step))
     seeded = {"seed": seed} if directions is None or rtol is not None else {}
     directions, grid = on_grid(directions, grid, params, seed)
@@ -157,17 +157,24 @@ def surface(
         }
         return result
 
-    if store is not None:
-        layout = Layout.of(grid, columns_of(objective, len(coords)), CHUNK)
-        known = {**dict(directions.recipe), **seeded, **attrs}
-        with Store(store, {"method": "surface", **hashes}, layout, _long_names(objective.metrics), known) as kept:
-            result = result_of(in_blocks(*where, kept, **options))
-            kept.finish(result.attrs)
-        return result
-    if rtol is None:
-        return result_of(engine.evaluate(*where, **options))
-    tolerance = engine.Tolerance(rtol, atol, seed, _anchors(grid, center, rtol))
-    return result_of(engine.estimate(*where, tolerance, **options))
+    tolerance = None if rtol is None else engine.Tolerance(rtol, atol, seed, _anchors(grid, center, rtol))
+    if store is None:
+        evaluate = (
+            engine.evaluate(*where, **options) if tolerance is None else engine.estimate(*where, tolerance, **options)
+        )
+        return result_of(evaluate)
+    layout = Layout.of(grid, columns_of(objective, len(coords)), CHUNK)
+    recipe = {"method": "surface", **hashes} | ({} if rtol is None else {"rtol": rtol, "atol": atol, "seed": seed})
+    known = {**dict(directions.recipe), **seeded, **attrs}
+    with Store(store, recipe, layout, _long_names(objective.metrics), known) as kept:
+        sweep = (
+            in_blocks(*where, kept, **options)
+            if tolerance is None
+            else to_tolerance(*where, tolerance, kept, **options)
+        )
+        result = result_of(sweep)
+        kept.finish(result.attrs)
+    return result
 
 
 @checked

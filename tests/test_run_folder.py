@@ -12,8 +12,8 @@ import jaxscape as js
 import train
 from jaxscape import runs
 from jaxscape.files import FolderLock
+from tests.damage import KINDS, damages, files_of
 from tests.problems import slow_unless
-from tests.test_store import KINDS, damages, files_of
 from tests.training import CONFIG, OPTIONS, config, same
 from training.folder import RunFolder
 from training.step import TrainState

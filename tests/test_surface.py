@@ -383,5 +383,3 @@ def test_a_store_of_another_surface_is_refused(tmp_path):
     plane(store=tmp_path / "s.zarr")
     with pytest.raises(ValueError, match=r"s.zarr holds another result: grid is .* there and .* here"):
         plane(store=tmp_path / "s.zarr", grid=js.Grid.plane((0, 1, 2), (0, 1, 3)))
-    with pytest.raises(ValueError, match=r"store is '.*s.zarr' with rtol=0.1, but only exact points are kept"):
-        plane(store=tmp_path / "s.zarr", rtol=0.1)

@@ -24,14 +24,14 @@ def surface(args: argparse.Namespace) -> None:
         data_of(run, args.split),
         directions=directions_of(args, run.params, 2),
         grid=_plane(args),
-        store=partial(out, args),
+        store=partial(out),
         **evaluating(args),
     )
     if jax.process_index():
         return  # process 0 writes
     result.attrs |= {"title": f"{name_of(run)}, {args.split}", "split": args.split}
     write(result, out)
-    shutil.rmtree(out.with_suffix(".partial"), ignore_errors=True)  # the complete result is written
+    shutil.rmtree(partial(out), ignore_errors=True)  # the complete result is written
     stem = out.with_suffix("")
     draw(plot.contour(result), stem.with_name(f"{stem.name}_contour.png"))
     draw(plot.surface3d(result), stem.with_name(f"{stem.name}_3d.png"))
@@ -49,14 +49,14 @@ def line(args: argparse.Namespace) -> None:
         out = run.path / f"line_{split}.zarr"
         check_replaceable(out)
         data = data_of(run, split)
-        store = partial(out, args)
+        store = partial(out)
         result = js.surface(
             run.params, run.loss_fn, data, directions=directions, grid=grid, store=store, **evaluating(args)
         )
         result.attrs |= {"title": f"{name_of(run)}, {split}", "split": split}
         if not jax.process_index():
             write(result, out)
-            shutil.rmtree(out.with_suffix(".partial"), ignore_errors=True)  # the complete result is written
+            shutil.rmtree(partial(out), ignore_errors=True)  # the complete result is written
         results[split] = result.assign_attrs(title=name_of(run))
     if jax.process_index():
         return
@@ -71,7 +71,7 @@ def hessian(args: argparse.Namespace) -> None:
     out = Path(args.out or run.path / "hessian.zarr")
     check_replaceable(out)
     ignore: Any = "bias_norm" if args.weights_only else None
-    store = out.with_suffix(".partial")
+    store = partial(out)
     result = js.eigenvalue_map(
         run.params,
         run.loss_fn,
@@ -121,9 +121,9 @@ def _plane(args: argparse.Namespace) -> js.Grid:
     return js.Grid.plane((*args.range, num_alpha), (*args.range, num_beta))
 
 
-def partial(out: Path, args: argparse.Namespace) -> Path | None:
-    """The folder that stores exact points until the result is complete; None with a tolerance."""
-    return out.with_suffix(".partial") if args.rtol is None else None
+def partial(out: Path) -> Path:
+    """The folder that stores points until the result is complete."""
+    return out.with_suffix(".partial")
 
 
 def evaluating(args: argparse.Namespace) -> dict[str, Any]:

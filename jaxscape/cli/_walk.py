@@ -42,14 +42,14 @@ def trajectory(args: argparse.Namespace) -> None:
             batch_stats=args.batch_stats,
             points=tuple(args.points * 2)[:2],
             margin=args.margin,
-            store=partial(out, args),
+            store=partial(out),
             **plane,
             **evaluating(args),
         )
         results[title] = result.assign_attrs(title=title, split=args.split)
         if not jax.process_index():
             write(results[title], out)
-            shutil.rmtree(out.with_suffix(".partial"), ignore_errors=True)  # the complete result is written
+            shutil.rmtree(partial(out), ignore_errors=True)  # the complete result is written
     if jax.process_index():
         return
     for result, out in zip(results.values(), outs, strict=True) if not args.together else ():

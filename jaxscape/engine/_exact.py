@@ -22,8 +22,8 @@ from jaxscape.types import Params
 
 CALL_SECONDS = 0.3  # a call this long keeps the progress bar alive and makes the cost of dispatch (< 1 ms) vanish
 
-Loads = tuple[int | None, int | None] | Mapping[str, Load]
-"""Examples and points that go side by side, None where free; or the load of each term."""
+Loads = tuple[int | None, int | None] | Mapping[str, tuple[int | None, int | None]]
+"""Examples and points that go side by side, None where free; or the same for each term."""
 
 
 class Evaluator:

@@ -9,7 +9,8 @@ The loss at a point is a mean over N examples, and a random subset estimates it.
 - *Rounds.* A point takes no more examples once its standard error is under the tolerance.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from tqdm.auto import tqdm
 from jaxscape.engine._compile import CAPACITY
 from jaxscape.engine._exact import Loads, load_of, progress_bar, with_retries
 from jaxscape.engine._program import Load, Program, ahead
+from jaxscape.engine._record import Record
 from jaxscape.engine._regression import Sample
 from jaxscape.engine._result import Estimate, Evaluation, add_terms
 from jaxscape.engine._strategy import choose_load
@@ -28,6 +30,8 @@ from jaxscape.types import Params
 
 NEIGHBOURS = 4  # anchors that a point is regressed on: the corners of its cell in a plane
 FIRST_EXAMPLES = 256  # of the first round: below that neither the residuals' spread nor the coefficients are known well
+IN_A_CALL = 2**16  # examples, over all points
+NOTHING = Record()
 GROWTH = 4  # a round takes a point to at most so many times the examples it had
 
 
@@ -84,6 +88,7 @@ def estimate(
     load: Loads = (None, None),
     mesh: Mesh | None = None,
     progress: bool | None = None,
+    record: Record = NOTHING,
 ) -> Evaluation:
     """Mean of every metric to a tolerance: the standard error of the loss at most ``max(rtol * abs(loss), atol)``.
 
@@ -99,6 +104,7 @@ def estimate(
         load: Examples and points that go side by side, as in `Load`; None: as is fastest in a short trial.
         mesh: The devices; all of all processes by default. An axis named ``"data"`` shares the examples.
         progress: True or False for a bar with points/s and time left; None for one on terminals and in notebooks.
+        record: What is known of earlier calls, and keeps what this one computes.
 
     Returns:
         Every metric, with the standard error against the mean over all of the data: 0 where all were evaluated. Other
@@ -112,13 +118,22 @@ def estimate(
             name = f"loss_fn[{term.name!r}]" if term.name else "loss_fn"
             raise ValueError(f"rtol needs the loss of each example, but {name} returned the mean of a batch.")
     atol = tolerance.atol / np.sqrt(len(objective.terms))
-    evaluations = {}
+    evaluations: dict[str, Evaluation] = {}
+
+    def finished(rows: np.ndarray, of_term: Mapping[str, Evaluation]) -> None:
+        """Keep the points that no term will change."""
+        if len(evaluations) == len(objective.terms) - 1:
+            before = {name: _rows_of(each, rows) for name, each in evaluations.items()}
+            record.finish(rows, add_terms({**before, **of_term}))
+
     with progress_bar(len(coords) * len(objective.terms), progress) as bar:
         for term in objective.terms:
             order = np.random.default_rng(tolerance.seed).permutation(term.examples)
             shuffled = term.with_data(rows_of(term.data, order))
             points = _Points(coords, tolerance.exact(term.examples), tolerance.rtol, atol)
-            evaluations[term.name] = _estimate_term(shuffled, params, basis, points, load, mesh, bar)
+            program = functools.partial(Program, shuffled, params, basis, mesh=mesh)
+            chosen = choose_load(program, shuffled, int(points.exact.sum()), mesh, load_of(load, term))
+            evaluations[term.name] = _estimate_term(program, chosen, points, record, finished, bar)
     return add_terms(evaluations)
 
 
@@ -132,21 +147,40 @@ class _Points(NamedTuple):
 
 
 def _estimate_term(
-    term: Term, params: Params, basis: Params, points: _Points, load: Loads, mesh: Mesh | None, bar: tqdm
+    program: Callable[[Load], Program],
+    load: Load,
+    points: _Points,
+    record: Record,
+    finished: Callable[[np.ndarray, Mapping[str, Evaluation]], None],
+    bar: tqdm,
 ) -> Evaluation:
-    def program(load: Load) -> Program:
-        return Program(term, params, basis, load, mesh=mesh)
-
+    """An estimate of one term; the points that are finished are told as they come."""
     first = bar.n
 
-    def run(load: Load) -> dict[str, Sample]:
+    def run(load: Load) -> Evaluation:
         bar.n = first
-        return _sample(program(load), points, bar.update)
+        part = program(load)
+        record.begin(part.term.name, load)
+        samples: dict[str, Sample] = {}
+        loads = {part.term.name: load}
+        for rows, samples in _sample(part, points, record, bar.update):
+            finished(rows, {part.term.name: _rows_of(_evaluation(samples, loads), rows)})
+        return _evaluation(samples, loads)
 
-    chosen = choose_load(program, term, int(points.exact.sum()), mesh, load_of(load, term))
-    samples, used = with_retries(run, chosen)
+    return with_retries(run, load)[0]
+
+
+def _evaluation(samples: Mapping[str, Sample], loads: dict[str, Load]) -> Evaluation:
     metrics = {name: Estimate(sample.mean, sample.stderr) for name, sample in samples.items()}
-    return Evaluation(metrics, samples["loss"].counts.astype(int), {term.name: used})
+    return Evaluation(metrics, samples["loss"].counts.astype(int), loads)
+
+
+def _rows_of(evaluation: Evaluation, rows: np.ndarray) -> Evaluation:
+    metrics = {
+        name: Estimate(each.mean[rows], None if each.stderr is None else each.stderr[rows])
+        for name, each in evaluation.metrics.items()
+    }
+    return evaluation._replace(metrics=metrics, num_examples=evaluation.num_examples[rows])
 
 
 def _weighted(values: dict[str, np.ndarray], term: Term) -> dict[str, np.ndarray]:
@@ -161,29 +195,31 @@ def _weighted(values: dict[str, np.ndarray], term: Term) -> dict[str, np.ndarray
     }
 
 
-def _sample(program: Program, points: _Points, advance: Callable[[int], Any]) -> dict[str, Sample]:
-    """The anchors on all examples, then rounds for the points between them."""
+def _sample(
+    program: Program, points: _Points, record: Record, advance: Callable[[int], Any]
+) -> Iterator[tuple[np.ndarray, dict[str, Sample]]]:
+    """The anchors on all examples, then rounds for the points between them; yield the points that are finished."""
     coords, exact, rtol, atol = points
     term, batches = program.term, program.local_batches
     held = np.cumsum([0, *(program.count(i + 1) - program.count(i) for i in range(batches))])  # before each batch
-    full: dict[str, list[np.ndarray]] = {name: [] for name in term.per_example}
-    blocks = _blocks(np.flatnonzero(exact), program, held[-1])
-    for rows, values in ahead((rows, program.values(coords[rows], 0, batches)) for rows in blocks):
-        for name, metric in _weighted(values, term).items():
-            full[name].append(metric)
+    full: dict[int, dict[str, np.ndarray]] = {}
+    for rows, values in _values(program, coords, np.flatnonzero(exact), (0, batches), record):
+        full |= {row: {name: x[i] for name, x in values.items()} for i, row in enumerate(rows.tolist())}
         advance(len(rows))
-    nearest = _nearest(coords, exact)
-    samples = {name: Sample(np.concatenate(parts), exact, nearest) for name, parts in full.items()}
+    samples = {
+        name: Sample(np.stack([full[row][name] for row in sorted(full)]), exact, _nearest(coords, exact))
+        for name in term.per_example
+    }
+    del full
+    yield np.flatnonzero(exact), samples
     loss = samples["loss"]
     done = np.where(exact, batches, 0)  # batches that each point has taken
     target = np.where(exact, 0, np.searchsorted(held, min(FIRST_EXAMPLES, held[-1])))
     while (waiting := np.flatnonzero(target > done)).size:
         for first, last in sorted({(done[i], target[i]) for i in waiting}):
             same = waiting[(done[waiting] == first) & (target[waiting] == last)]
-            blocks = _blocks(same, program, held[last] - held[first])
-            calls = ((rows, program.values(coords[rows], first, last)) for rows in blocks)
-            for rows, values in ahead(calls):
-                for name, metric in _weighted(values, term).items():
+            for rows, values in _values(program, coords, same, (first, last), record):
+                for name, metric in values.items():
                     samples[name].add(rows, program.examples(first, last), metric)
                 done[rows] = last
         for sample in samples.values():
@@ -194,8 +230,27 @@ def _sample(program: Program, points: _Points, advance: Callable[[int], Any]) ->
         steps = np.unique(np.append(np.ceil(1.5 ** np.arange(64)).clip(max=batches), batches)).astype(int)
         further = steps[np.minimum(np.searchsorted(steps, further), len(steps) - 1)]  # few sizes: full calls
         target[waiting] = np.where(over, further, done[waiting])
-        advance(int((~over | (done[waiting] == batches)).sum()))
-    return samples
+        finished = waiting[~over | (done[waiting] == batches)]
+        yield finished, samples
+        advance(len(finished))
+
+
+def _values(
+    program: Program, coords: np.ndarray, rows: np.ndarray, window: tuple[int, int], record: Record
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """The values of the examples in some batches, with their weights in them: those of the record, then the others."""
+    term, examples = program.term, program.examples(*window)
+    left = []
+    for row in rows:
+        known = record.find(term.name, int(row), examples)
+        if known is None:
+            left.append(row)
+        else:
+            yield np.array([row]), _weighted({name: values[None] for name, values in known.items()}, term)
+    blocks = _blocks(np.array(left, int), program, len(examples))
+    for block, values in ahead((block, program.values(coords[block], *window)) for block in blocks):
+        record.keep(term.name, block, examples, values)
+        yield block, _weighted(values, term)
 
 
 def _nearest(coords: np.ndarray, exact: np.ndarray) -> np.ndarray:
@@ -207,7 +262,7 @@ def _nearest(coords: np.ndarray, exact: np.ndarray) -> np.ndarray:
 
 
 def _blocks(rows: np.ndarray, program: Program, examples: int) -> Iterator[np.ndarray]:
-    """Cut rows into calls of about 2^16 examples, whole steps of all devices; the same on every process."""
+    """Cut rows into calls of about IN_A_CALL examples, whole steps of all devices; the same on every process."""
     step = program.load.points_per_step * program.capacity // CAPACITY
-    size = int(np.clip(2**16 // max(examples, 1) // step * step, step, program.capacity))
+    size = int(np.clip(IN_A_CALL // max(examples, 1) // step * step, step, program.capacity))
     return (rows[i : i + size] for i in range(0, len(rows), size))

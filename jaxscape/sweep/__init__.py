@@ -5,6 +5,7 @@ from jaxscape.sweep._grid import check_names, on_grid, to_dataset
 from jaxscape.sweep._layout import Layout
 from jaxscape.sweep._load import load, save
 from jaxscape.sweep._provenance import inputs, provenance
+from jaxscape.sweep._record import to_tolerance
 from jaxscape.sweep._rounding import unresolved_share
 from jaxscape.sweep._shares import SHARE, StoppedError, device_groups, in_shares
 from jaxscape.sweep._store import Store
@@ -25,5 +26,6 @@ __all__ = [
     "provenance",
     "save",
     "to_dataset",
+    "to_tolerance",
     "unresolved_share",
 ]

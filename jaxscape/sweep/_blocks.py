@@ -67,7 +67,8 @@ def in_blocks(
         if not store.done.all():
             evaluators = functools.cache(lambda names: Evaluator(objective.only(names), params, basis, mesh))
             every = tuple(objective.metrics)
-            loads = _noted_loads(store, objective, load) or evaluators(every).choose(int((~store.done).sum()), load)
+            noted = noted_loads(store, objective, load)
+            loads = evaluators(every).choose(int((~store.done).sum()), noted)
             devices = mesh.size if mesh else jax.device_count()
             size = devices * max(each.points_per_step for each in loads.values())
             block = size
@@ -79,14 +80,14 @@ def in_blocks(
                 part = evaluators(metrics)(coords[rows], loads, bar)
                 part = part._replace(num_examples=np.full(len(part.num_examples), objective.examples))
                 loads = {**loads, **part.loads}
-                _note_loads(store, loads)
+                note_loads(store, loads)
                 if jax.process_index():
                     store.mark(rows)
                 else:
-                    store.write(rows, {name: column for name, column in _columns(part).items() if name in lacking})
+                    store.write(rows, {name: column for name, column in columns_in(part).items() if name in lacking})
                 speed = (rows.stop - rows.start) / agree(time.perf_counter() - start)
                 block = int(np.clip(speed * SECONDS, size, 4 * block)) // size * size
-    return _evaluation(store.read(), objective)._replace(loads=dict(loads))
+    return evaluation_of(store.read(), objective)._replace(loads=dict(loads))
 
 
 def _next_rows(store: Store, block: int) -> slice:
@@ -97,19 +98,32 @@ def _next_rows(store: Store, block: int) -> slice:
     return slice(start, start + int(other[0]) if other.size else start + masks.shape[1])
 
 
-def _noted_loads(store: Store, objective: Objective, load: Loads) -> dict[str, Load]:
-    """What went side by side before, on devices like these; empty where that is not known."""
-    noted = store.notes.get("loads", {})
-    if store.notes.get("devices") != _devices() or set(noted) != {term.name for term in objective.terms}:
-        return {}
+def noted_loads(store: Store, objective: Objective, load: Loads) -> dict[str, tuple[int | None, int | None]]:
+    """What went side by side before, for each term.
+
+    Args:
+        store: It is open.
+        objective: The loss over its data.
+        load: What the caller has fixed.
+
+    Returns:
+        Examples and points; what the caller has fixed, what is noted for devices like these, or None.
+    """
+    noted = store.notes.get("loads", {}) if store.notes.get("devices") == _devices() else {}
     chosen = {}
     for term in objective.terms:
-        batch_size, width = load_of(load, term)
-        chosen[term.name] = Load(batch_size or noted[term.name][0], width or noted[term.name][1])
+        fixed, before = load_of(load, term), noted.get(term.name, (None, None))
+        chosen[term.name] = (fixed[0] or before[0], fixed[1] or before[1])
     return chosen
 
 
-def _note_loads(store: Store, loads: Mapping[str, Load]) -> None:
+def note_loads(store: Store, loads: Mapping[str, Load]) -> None:
+    """Keep what goes side by side, and on which devices.
+
+    Args:
+        store: It is open.
+        loads: By the names of the terms.
+    """
     noted = {name: list(load) for name, load in loads.items()}
     if store.notes.get("loads") != noted or store.notes.get("devices") != _devices():
         store.note(loads=noted, devices=_devices())
@@ -119,7 +133,8 @@ def _devices() -> str:
     return f"{jax.device_count()} {jax.devices()[0].device_kind}"
 
 
-def _columns(evaluation: Evaluation) -> dict[str, np.ndarray]:
+def columns_in(evaluation: Evaluation) -> dict[str, np.ndarray]:
+    """The columns of `columns_of` with the numbers of an evaluation."""
     columns = {"num_examples": evaluation.num_examples}
     for name, estimate in evaluation.metrics.items():
         columns[name] = estimate.mean
@@ -128,6 +143,7 @@ def _columns(evaluation: Evaluation) -> dict[str, np.ndarray]:
     return columns
 
 
-def _evaluation(columns: Mapping[str, np.ndarray], objective: Objective) -> Evaluation:
+def evaluation_of(columns: Mapping[str, np.ndarray], objective: Objective) -> Evaluation:
+    """The evaluation whose columns are those of `columns_of`."""
     metrics = {name: Estimate(columns[name], columns.get(f"{name}_stderr")) for name in objective.metrics}
     return Evaluation(metrics, columns["num_examples"], {})

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from jaxscape.files import LOCK
 from jaxscape.sweep._layout import DONE, Contents, Layout, ranges_of, stored_layout
@@ -52,15 +53,32 @@ def places(old: Layout, new: Layout) -> np.ndarray | None:
     """
     if old.grid.names != new.grid.names:
         return None
-    indices = [_indices(a, b) for a, b in zip(old.grid.axes, new.grid.axes, strict=True)]
-    if any(index is None for index in indices):
-        return None
-    shape = new.grid.shape
-    rows = np.ravel_multi_index(np.meshgrid(*indices, indexing="ij"), shape).ravel()
-    if old.rows > len(rows):  # params itself
-        center = np.flatnonzero((new.grid.points() == 0).all(1))
-        rows = np.append(rows, center[0] if center.size else int(np.prod(shape)))
-    return rows
+    points = old.grid.points()
+    center = np.zeros((old.rows - len(points), points.shape[1]))  # params itself, if it is a row of its own
+    rows = rows_at(new, np.concatenate([points, center]))
+    return rows if (rows >= 0).all() else None
+
+
+def rows_at(layout: Layout, coords: Float[np.ndarray, "points axes"]) -> Int[np.ndarray, "points"]:
+    """The rows of some coordinates.
+
+    Args:
+        layout: Where the rows are.
+        coords: Coordinates.
+
+    Returns:
+        For each the number of its row; -1 where there is none.
+    """
+    indices, there = [], np.ones(len(coords), bool)
+    for axis, column in zip(layout.grid.axes, coords.T, strict=True):
+        spacing = np.diff(np.sort(axis)).min() if len(axis) > 1 else 1.0
+        index = np.abs(axis[None] - column[:, None]).argmin(1)
+        there &= np.abs(axis[index] - column) <= _SAME * spacing
+        indices.append(index)
+    num = int(np.prod(layout.grid.shape))
+    center = num if layout.rows > num else -1
+    outside = np.where((coords == 0).all(1), center, -1)
+    return np.where(there, np.ravel_multi_index(indices, layout.grid.shape), outside)
 
 
 def extend(
@@ -130,10 +148,3 @@ def _replace(path: Path) -> None:
 def _is_within(few: Any, many: Any) -> bool:
     """Whether each item of a mapping is in another one."""
     return isinstance(few, Mapping) and isinstance(many, Mapping) and few.items() <= many.items()
-
-
-def _indices(few: np.ndarray, many: np.ndarray) -> np.ndarray | None:
-    """Where each coordinate is among others; None where one is not."""
-    spacing = np.diff(np.sort(many)).min() if len(many) > 1 else 1.0
-    nearest = np.abs(many[None] - few[:, None]).argmin(1)
-    return nearest if (np.abs(many[nearest] - few) <= _SAME * spacing).all() else None

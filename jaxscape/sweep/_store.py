@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxscape.files import LOCK, FolderLock
+from jaxscape.files import LOCK, FolderLock, replace_file
 from jaxscape.peers import watched_peers
 from jaxscape.sweep._extend import extend, obstacles, recover
 from jaxscape.sweep._layout import DONE, Layout, ranges_of, stored_layout
@@ -130,32 +130,45 @@ class Store:
         if error is not None and not isinstance(error, Exception):  # Ctrl-C, and what a signal raises
             error.add_note(self._kept())
 
-    def write(self, rows: slice, values: Mapping[str, np.ndarray]) -> None:
+    def write(self, rows: slice | np.ndarray, values: Mapping[str, np.ndarray]) -> None:
         """Keep rows.
 
         Args:
-            rows: Rows whose shares no other process writes.
+            rows: Which ones: a slice or their numbers. No other process writes the shares that they are in.
             values: An array for each variable that they lack, these rows along its first axis.
         """
         with self._writing:  # one thread at a time
             if not jax.process_index():
                 self._folder_lock.check()
-            columns = self._contents.columns
-            shares = [share for share in self.layout.shares if share.start < rows.stop and rows.start < share.stop]
+            columns, written = self._contents.columns, np.zeros(self.layout.rows, bool)
+            written[rows] = True
+            shares = [share for share in self.layout.shares if written[share].any()]
             for name, value in values.items():
                 columns[name][rows] = value
                 self.layout.write(self.path, name, shares, columns[name])
             self.mark(rows)
             self.layout.write(self.path, DONE, shares, columns[DONE])
 
-    def mark(self, rows: slice) -> None:
+    def mark(self, rows: slice | np.ndarray) -> None:
         """Take rows for done that another process writes.
 
         Args:
-            rows: The rows.
+            rows: Which ones.
         """
         for mask in (self.done, *self._contents.there.values()):
             mask[rows] = True
+
+    def write_file(self, name: str, content: bytes) -> None:
+        """Write a file of the folder in one step.
+
+        Args:
+            name: Its path in the folder.
+            content: What it is to hold.
+        """
+        with self._writing:
+            self._folder_lock.check()
+            (self.path / name).parent.mkdir(exist_ok=True)
+            replace_file(self.path / name, content)
 
     def note(self, **notes: Any) -> None:
         """Keep something that does not belong to the recipe.

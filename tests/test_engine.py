@@ -293,8 +293,13 @@ exact = js.surface(params, mlp_loss, data, **options)
 stored = js.surface(params, mlp_loss, data, store=f"{out}/s.zarr", **options)
 mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(num, 2), ("points", "data"))
 shared = js.surface(params, mlp_loss, data, mesh=mesh, **options)
-rough = js.surface(params, mlp_loss, data, rtol=0.2, **options | {"batch_size": "auto"})
-losses = dict(exact=exact.loss, stored=stored.loss, shared=shared.loss, rough=rough.loss)
+auto = options | {"batch_size": "auto"}
+rough = js.surface(params, mlp_loss, data, rtol=0.2, store=f"{out}/r.zarr", **auto)
+fine = js.surface(params, mlp_loss, data, rtol=0.05, store=f"{out}/r.zarr", **auto)
+js.surface(params, lambda p, b: mlp_loss(p, b)["loss"], data, store=f"{out}/m.zarr", **options)
+further = js.surface(params, mlp_loss, data, store=f"{out}/m.zarr", **options)
+losses = dict(exact=exact.loss, stored=stored.loss, shared=shared.loss, rough=rough.loss, fine=fine.loss,
+              further=further.loss, accuracy=further.accuracy)
 np.savez(f"{out}/{index}.npz", devices=jax.device_count(), **losses)
 """
 
@@ -312,7 +317,10 @@ def test_several_processes_give_the_same_everywhere(num, tmp_path):
         np.testing.assert_allclose(result["exact"], one.loss, rtol=1e-12)
         np.testing.assert_allclose(result["stored"], one.loss, rtol=1e-12)
         np.testing.assert_allclose(result["shared"], one.loss, rtol=1e-12)
-        np.testing.assert_array_equal(result["rough"], np.load(tmp_path / "0.npz")["rough"])
+        for name in ("rough", "fine"):
+            np.testing.assert_array_equal(result[name], np.load(tmp_path / "0.npz")[name])
+        np.testing.assert_array_equal(result["further"], result["stored"])
+        np.testing.assert_array_equal(result["accuracy"], one.accuracy)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from jaxscape.objective import Objective
 from jaxscape.sweep import _blocks
 from jaxscape.sweep._blocks import columns_in, evaluation_of, note_loads, noted_loads
 from jaxscape.sweep._extend import EXAMPLES, rows_at
-from jaxscape.sweep._store import Store
+from jaxscape.sweep._store import Store, together
 from jaxscape.types import Params
 
 _METRIC = "metric "  # before the name of a metric, so that it cannot be the name of another array
@@ -83,6 +83,7 @@ class StoreRecord(Record):
         files = sorted((store.path / EXAMPLES).glob("*.npz"))
         self._number = int(files[-1].name.split("-")[0]) + 1 if files else 0
         damaged = [file.name for file in files if not self._read(file)]
+        together("read examples")  # none writes before all have read the same
         if damaged:
             warnings.warn(
                 f"store {store.path}: {len(damaged)} files of {EXAMPLES} are damaged ({damaged[0]}"

@@ -117,7 +117,7 @@ class Store:
             _first(self._open)
             if jax.process_index():
                 self._read()
-            _together("seen")  # none writes before all have seen what is done
+            together("seen")  # none writes before all have seen what is done
         except BaseException:
             self._folder_lock.release()
             raise
@@ -188,10 +188,10 @@ class Store:
 
     def read(self) -> dict[str, np.ndarray]:
         """All variables, in full, when all processes have written."""
-        _together("written")
+        together("written")
         if jax.process_count() > 1:
             self._read()
-        _together("read")  # only then may one of them remove the folder
+        together("read")  # only then may one of them remove the folder
         return {name: column for name, column in self._contents.columns.items() if name != DONE}
 
     def _kept(self) -> str:
@@ -287,7 +287,12 @@ class Store:
             self.layout.write(self.path, DONE, shares, self.done)
 
 
-def _together(what: str) -> None:
+def together(what: str) -> None:
+    """Wait until all processes are here.
+
+    Args:
+        what: What they have done, for a message.
+    """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"store {what}")
 

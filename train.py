@@ -107,15 +107,19 @@ def train(
         DivergedError: A weight became NaN or infinite; the message names the last good checkpoint.
     """
     splits = runs.load_data(dataclasses.asdict(config))
+    model = runs.build_model(dataclasses.asdict(config), splits[0])  # before anything is written: it may be a mistake
     with RunFolder(Path(out), config, resume, tensorboard) as folder:
-        _train(config, folder, splits, progress if folder.writes else False)
+        _train(config, folder, model, splits, progress if folder.writes else False)
     return runs.load_run(folder.path)
 
 
 def _train(
-    config: Config, folder: RunFolder, splits: tuple[datasets.Split, datasets.Split], progress: bool | None
+    config: Config,
+    folder: RunFolder,
+    model: nnx.Module,
+    splits: tuple[datasets.Split, datasets.Split],
+    progress: bool | None,
 ) -> None:
-    model = runs.build_model(dataclasses.asdict(config), splits[0])
     graphdef, *parts = nnx.split(model, nnx.Param, nnx.BatchStat)
     params, batch_stats = map(nnx.to_pure_dict, parts)
     examples = len(splits[0].labels)

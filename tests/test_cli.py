@@ -117,6 +117,7 @@ TOLERANCES = {
     "--atol": ("1", "nan", "x"),
     "--compute-dtype": ("float8",),
 }
+CHOICES = ("--norm", "--ignore")
 FILES = ("{missing}", "{file}", "{empty}", "{damaged}", "{foreign}")
 MALFORMED = [
     *([c, "{run}", name, *v.split()] for c in ("surface", "line") for name in NUMBERS for v in NUMBERS[name]),
@@ -125,7 +126,23 @@ MALFORMED = [
     *(["hessian", "{run}", "--tol", v] for v in ("nan", "-1", "0", "x")),
     *(["hessian", "{run}", "--max-matvecs", v] for v in ("0", "2", "x", str(2**70))),
     *(["hessian", "{run}", "--subset", v] for v in ("0", "-1", "100000", "x")),
-    *(["trajectory", "{run}", "--margin", v] for v in ("nan", "x", "inf")),
+    ["hessian", "{run}", "--seed", "-1"],
+    *([c, "{run}", name, "x"] for c in ("surface", "line", "hessian") for name in CHOICES),
+    *([c, "{run}", name, "x"] for c in ("surface", "hessian") for name in ("--split", "extra")),
+    *(["hessian", "{run}", name, "0.1"] for name in TOLERANCES),
+    *([c, "{run}", name] for c in ("surface", "line", "hessian") for name in ("--points", "--range", "--x", "-x")),
+    *(["trajectory", "{run}", "--directions", "random", "--seed", v] for v in NUMBERS["--seed"]),
+    *(["trajectory", "{run}", "--batch-size", v] for v in NUMBERS["--batch-size"]),
+    *(["trajectory", "{run}", name, v] for name in TOLERANCES for v in TOLERANCES[name]),
+    *(["trajectory", "{run}", name, "x"] for name in (*CHOICES, "--directions", "--center", "--split", "--steps")),
+    *(["trajectory", "{run}", "{run}", *options] for options in (["--animate", "x.gif"], ["--out", "x.doc"])),
+    *(["trajectory", "{run}", "--animate", file] for file in ("x.doc", "x", "")),
+    *(["plot", "{good}", name, "x"] for name in ("--kind", "--log", "--loss-max")),
+    *(["plot", "{good}", "--out", out] for out in ("", "{empty}", "x", "{good}/x.doc")),
+    *(["plot", "{good}", "--kind", kind] for kind in ("eigenvalue_map", "trajectory", "x")),
+    *(["plot", "{good}", "--signed", "--loss-max", v] for v in ("-inf", "nan")),
+    *(["report", file] for file in ("{file}", "{empty}/mine")),
+    *(["trajectory", "{run}", "--margin", v] for v in ("nan", "x", "inf", "-2")),
     *(["trajectory", "{run}", "--points", v] for v in NUMBERS["--points"]),
     *([c, "{missing}"] for c in ("surface", "line", "hessian", "trajectory", "report")),
     *([c, "{run}", "--out", out] for c in ("surface", "hessian") for out in ("{file}", "{empty}")),

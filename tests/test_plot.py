@@ -360,6 +360,13 @@ def test_save_embeds_fonts_as_text(tmp_path):
     assert b"/Type3" not in plot.save(ax.figure, tmp_path / "a.pdf").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["a", "a.doc", "a.zarr"])
+def test_save_refuses_other_formats(tmp_path, name):
+    with pytest.raises(ValueError, match=f"path is '{name}', which is no format of a picture; expected .png, .pdf or"):
+        plot.save(plot.contour(surface(bowl)), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 SURFACE, LINE = surface(bowl), line(np.square)
 VOLUME = SURFACE.expand_dims(axis2=2).transpose("alpha", "beta", "axis2")
 

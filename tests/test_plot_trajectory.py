@@ -136,7 +136,7 @@ def test_an_animation_grows_and_is_written(tmp_path):
     assert [len(line.get_xdata()) for line in lines(ax, "tab:orange")] == [5, 4]
     file = plot.save(animation, tmp_path / "new" / "path.gif", dpi=20)
     assert file.read_bytes().startswith(b"GIF89a")
-    with pytest.raises(ValueError, match=r"path is path.png, which is no format of an animation; expected .gif"):
+    with pytest.raises(ValueError, match=r"path is 'path.png', which is no format of an animation; expected .gif"):
         plot.save(animation, tmp_path / "path.png")
 
 

@@ -145,6 +145,46 @@ def test_bad_configs(options, match):
         train.Config(**options)
 
 
+MALFORMED = [
+    *(["--lr", v] for v in ("nan", "-1", "inf", "x", "")),
+    *(["--weight-decay", v] for v in ("nan", "-1", "x")),
+    *(["--momentum", v] for v in ("nan", "-1", "1.5", "x")),
+    *(["--epochs", v] for v in ("0", "-1", "1.5", "x")),
+    *(["--batch-size", v] for v in ("0", "-1", "x")),
+    *(["--width", v] for v in ("0", "x")),
+    *(["--label-noise", v] for v in ("-0.1", "2", "x")),
+    *(["--accumulate", v] for v in ("0", "x")),
+    *(["--save-every", v] for v in ("0", "x")),
+    *(["--save-steps", v] for v in ("-1", "x")),
+    *(["--warmup", v] for v in ("-1", "1000", "x")),
+    *(["--seed", v] for v in ("x", "1.5")),
+    *(
+        [name, "x"]
+        for name in ("--arch", "--dataset", "--loss", "--optimizer", "--precision", "--preset", "--steps-dtype")
+    ),
+    *(["--builder", v] for v in ("x", "no.module:f", "math:no_function")),
+    ["--dataset", "cifar10-files", "--data-dir", "{missing}"],
+    ["--dataset", "cifar10-files", "--data-dir", "{file}"],
+    ["--x"],
+    ["extra"],
+]
+
+
+@pytest.mark.parametrize("arguments", MALFORMED, ids=" ".join)
+def test_a_malformed_command_line_is_one_line(tmp_path, capsys, arguments):
+    (tmp_path / "file").write_text("text")
+    arguments = [argument.format(missing=tmp_path / "missing", file=tmp_path / "file") for argument in arguments]
+    try:
+        status = train.main([*arguments, "--out", str(tmp_path / "run")])
+    except SystemExit as end:  # argparse
+        status = end.code
+    err = capsys.readouterr().err
+    assert status == 2
+    assert "error: " in err.splitlines()[-1]
+    assert err.startswith("usage: ") or len(err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_command_trains_and_tells_what_to_do_next(run, copy, capsys):
     assert train.main([*OPTIONS, "--out", str(copy), "--resume"]) == 0
     assert f"jaxscape surface {copy}" in capsys.readouterr().out

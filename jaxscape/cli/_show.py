@@ -17,6 +17,8 @@ _PICTURES = (".png", ".pdf", ".svg")
 
 def plot_results(args: argparse.Namespace) -> None:
     """Draw one result, or several in one picture."""
+    if args.out is not None:
+        plot.check_format(Path(args.out))
     results = [js.load(file) for file in args.files]
     named = dict(zip(_titles(args, results), results, strict=True))
     kind: Any = args.kind or _default_kind(results[0], args)

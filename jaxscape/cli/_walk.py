@@ -29,6 +29,10 @@ def trajectory(args: argparse.Namespace) -> None:
         check_replaceable(out)
     if args.animate and len(runs) > 1 and not args.together:
         raise ValueError("--animate is one picture, but each run has a plane of its own; add --together.")
+    if args.out is not None:
+        plot.check_format(Path(args.out))
+    if args.animate is not None:
+        plot.check_format(Path(args.animate), animation=True)
     titles = _titles(runs)
     shared = _plane(args, runs) if args.together else {}
     results = {}
@@ -55,7 +59,7 @@ def trajectory(args: argparse.Namespace) -> None:
     for result, out in zip(results.values(), outs, strict=True) if not args.together else ():
         draw(plot.trajectory(result), out.with_suffix(".png"))
         draw(plot.trajectory3d(result), out.with_name(f"{out.stem}_3d.png"))
-    if args.animate:
+    if args.animate is not None:
         animation = plot.trajectory_animation(results if args.together else results[titles[0]])
         print(plot.save(animation, args.animate))
         plt.close("all")

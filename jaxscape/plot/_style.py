@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.animation import Animation, writers
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 
@@ -63,6 +64,27 @@ def count_note(mask: np.ndarray, what: str) -> str:
     return f"{count} of {mask.size} points {what}" if count else ""
 
 
+_WRITERS = {".gif": "pillow", ".mp4": "ffmpeg"}
+
+
+def check_format(path: Path, *, animation: bool = False) -> None:
+    """Check that a file can be written in the format of its suffix.
+
+    Args:
+        path: The file.
+        animation: Whether it is to hold an animation.
+
+    Raises:
+        ValueError: It has another suffix or none, or it is ``.mp4`` and ffmpeg is not installed.
+    """
+    name = repr(path.name)
+    if not animation and path.suffix.removeprefix(".") not in FigureCanvasBase.get_supported_filetypes():
+        raise ValueError(f"path is {name}, which is no format of a picture; expected .png, .pdf or .svg.")
+    if animation and (path.suffix not in _WRITERS or not writers.is_available(_WRITERS[path.suffix])):
+        reason = "has no ffmpeg to write it with" if path.suffix in _WRITERS else "is no format of an animation"
+        raise ValueError(f"path is {name}, which {reason}; expected .gif, or .mp4 where ffmpeg is installed.")
+
+
 def save(picture: Axes | Figure | Animation, path: str | Path, *, dpi: int = 200) -> Path:
     """Write a picture or an animation to a file; vector formats keep text as text.
 
@@ -76,16 +98,14 @@ def save(picture: Axes | Figure | Animation, path: str | Path, *, dpi: int = 200
         The path.
 
     Raises:
-        ValueError: The suffix is not a format of an animation, or it is ``.mp4`` and ffmpeg is not installed.
+        ValueError: The suffix is no format of a picture or of an animation, or it is ``.mp4`` and ffmpeg is not
+            installed.
     """
     path = Path(path)
+    check_format(path, animation=isinstance(picture, Animation))
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(picture, Animation):
-        writer = {".gif": "pillow", ".mp4": "ffmpeg"}.get(path.suffix)
-        if writer is None or not writers.is_available(writer):
-            reason = "has no ffmpeg to write it with" if writer else "is no format of an animation"
-            raise ValueError(f"path is {path.name}, which {reason}; expected .gif, or .mp4 where ffmpeg is installed.")
-        picture.save(path, writer=writer, dpi=dpi)
+        picture.save(path, writer=_WRITERS[path.suffix], dpi=dpi)
         return path
     # Write TrueType fonts into PDF files: some journals refuse Type 3 outlines.
     with mpl.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}):

@@ -118,6 +118,36 @@ def test_labels_colour_bar_and_count(kind, f):
     assert colour_bar(ax.figure).get_ylabel() == ("loss, log scale" if f is steep else "loss")
 
 
+def incomplete(result, rows=2):
+    """As `js.load` gives it: the last rows are missing; in the one before them only the loss is there."""
+    done = np.zeros(result.loss.shape, bool)
+    done[: -rows - 1] = True
+    there = {"loss": done.copy(), "accuracy": done}
+    there["loss"][-rows - 1] = True
+    found = {name: (result.loss.dims, np.where(mask, result[name], np.nan)) for name, mask in there.items()}
+    return result.assign(**found, done=(result.loss.dims, done))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_points_that_are_not_computed_yet_are_dotted_and_counted(kind):
+    result = with_nans(incomplete(surface(bowl)))
+    ax = getattr(plot, kind)(result)
+    assert notes(ax) == "3 of 45 points not finite\n10 of 45 points not computed yet"
+    assert "15 of 45 points not computed yet" in notes(getattr(plot, kind)(result, metric="accuracy"))
+    if kind != "surface3d":
+        (dotted,) = (artist for artist in ax.collections if artist.get_hatch() == "....")
+        np.testing.assert_array_equal(np.ma.getmaskarray(dotted.get_array()).reshape(5, 9)[:, -2:], False)
+        assert (~np.ma.getmaskarray(dotted.get_array())).sum() == 10
+
+
+def test_points_of_a_line_that_are_not_computed_yet_are_counted():
+    result = line(np.square, accuracy=0.5)
+    result = result.assign(loss=("alpha", np.where(np.arange(21) < 18, result.loss, np.nan)))
+    ax = plot.line(result.assign(done=("alpha", np.arange(21) < 18)))
+    assert notes(ax) == "3 of 21 points not computed yet"
+    assert not len(ax.lines[-1].get_xdata())  # no cross: that is for a loss that is not finite
+
+
 def test_axis_labels_say_what_the_directions_are():
     assert plot.contour(surface(bowl)).get_ylabel() == r"$\beta$ (random direction 2, filter-normalized)"
     assert plot.contour(surface(bowl, norm="None")).get_xlabel() == r"$\alpha$ (random direction 1)"

@@ -97,7 +97,7 @@ def missing_points(result: xr.Dataset, array: xr.DataArray) -> np.ndarray:
     """Where an incomplete result has no value yet: a mask like an array that `pick` gave."""
     if "done" not in result or set(result.done.dims) != set(array.dims):
         return np.zeros(array.shape, bool)
-    return pick(result, "done").values == 0
+    return (pick(result, "done").values == 0) & np.isnan(array.values)  # in a row that is not done some may be there
 
 
 def pick(result: xr.Dataset, metric: str) -> xr.DataArray:

@@ -286,6 +286,10 @@ def test_a_real_trial_measures(monkeypatch):
 # ---- processes
 
 WORKER = """
+import time
+from types import SimpleNamespace
+from jaxscape.engine import _strategy
+_strategy.time = SimpleNamespace(perf_counter=lambda: 1e3**index * time.perf_counter())  # each has times of its own
 from tests.problems import classification_data, mlp_loss, mlp_params
 params, data = mlp_params(), classification_data(examples=37)
 options = dict(directions=js.random_directions(0, params), grid=js.Grid.plane((-1, 1, 5), (0, 1, 3)), batch_size=8)

@@ -14,9 +14,10 @@ from jaxscape.curvature import (
 )
 from jaxscape.directions import Directions, direction_between, random_directions
 from jaxscape.grid import Grid
+from jaxscape.interpolation import interpolate, loss_barrier
 from jaxscape.linalg import Operator, lanczos
 from jaxscape.maps import eigenvalue_map, plane_hessian
-from jaxscape.surface import interpolate, surface
+from jaxscape.surface import surface
 from jaxscape.sweep import load
 from jaxscape.trajectory import pca_directions, project, trajectory
 
@@ -40,6 +41,7 @@ __all__ = [
     "lanczos",
     "load",
     "load_run",
+    "loss_barrier",
     "pca_directions",
     "plane_hessian",
     "plot",

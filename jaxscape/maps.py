@@ -314,8 +314,7 @@ def _map(
     attrs = {**dict(directions.recipe), **provenance(hashes, params)}
     with Store(plane.store, identity, Layout.of(grid, columns, SHARE), _LONG_NAMES, attrs) as store:
         result = result_of(in_shares(begin_group, columns, groups, store, plane.progress))
-        store.finish(result.attrs)
-    return result
+        return result.assign_attrs(store.finish(result.attrs))
 
 
 def _counts(result: xr.Dataset) -> dict[str, int]:

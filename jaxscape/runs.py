@@ -23,6 +23,7 @@ from jaxscape import checks, trees
 from jaxscape.arguments import check_path
 from jaxscape.checkpoints import Checkpoints, epoch_checkpoints, step_checkpoints
 from jaxscape.datasets import Split, load, normalize
+from jaxscape.normalize import running_statistics
 from jaxscape.torch_weights import import_torch_state_dict as import_torch_state_dict
 from jaxscape.types import LossFn, Params
 
@@ -97,7 +98,9 @@ def classification_loss(
 
     Returns:
         ``loss_fn(params, batch)`` with ``batch = (images, labels)``, which returns the dict ``{"loss", "accuracy"}``
-        of vectors with one entry for each example. ``params`` may hold any part of the variables.
+        of vectors with one entry for each example. ``params`` may hold any part of the variables. Its attribute
+        ``running_statistics`` has the names of the running statistics among the variables, and ``batch_statistics`` is
+        a function of params and a batch that gives the statistics of the batch, in training mode.
     """
     from flax import nnx
 
@@ -108,6 +111,17 @@ def classification_loss(
         losses = LOSSES[loss](logits.astype(trees.working_dtype(logits)), labels)
         return {"loss": losses, "accuracy": jnp.argmax(logits, axis=-1) == labels}
 
+    def batch_statistics(params: Params, batch: Any) -> Params:
+        whole = trees.overlay(variables, params)
+        model = nnx.merge(graphdef, whole)
+        model.set_attributes(nnx.BatchNorm, momentum=0.0, raise_if_not_found=False)  # of this batch alone
+        model(normalize(batch[0], dataset, jax.tree.leaves(params)[0].dtype), train=True)
+        return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+    loss_fn.running_statistics = tuple(  # type: ignore[attr-defined]
+        name for name, kind in zip(trees.leaf_names(variables), running_statistics(variables), strict=True) if kind
+    )
+    loss_fn.batch_statistics = batch_statistics  # type: ignore[attr-defined]
     return loss_fn
 
 

@@ -20,7 +20,7 @@ FLOORS = (
     ("objective",),
     ("engine", "linalg"),
     ("curvature", "sweep"),
-    ("surface", "maps"),
+    ("surface", "interpolation", "maps"),
     ("trajectory",),
     ("plot", "cifar", "torch_weights", "checkpoints"),
     ("datasets",),

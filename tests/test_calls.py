@@ -56,7 +56,8 @@ CALLS = {
     ),
     "interpolate": lambda: (
         js.interpolate,
-        {"params_a": PARAMS, "params_b": PATH[1], "loss_fn": loss, "data": DATA, "grid": LINE, **COMMON},
+        {"params_a": PARAMS, "params_b": PATH[1], "loss_fn": loss, "data": DATA, "grid": LINE, **COMMON}
+        | {"statistics": "interpolate", "statistics_data": None, "seed": 0},
     ),
     "hvp": lambda: (js.hvp, PROBLEM | {"batch_size": 2, "mesh": None, "ignore": None, "linearize": None}),
     "ggn_product": lambda: (

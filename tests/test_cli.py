@@ -53,7 +53,7 @@ METRICS = [
 
 FakeRun = dataclasses.make_dataclass(
     "FakeRun",
-    ["params", "loss_fn", "data", "test_data", "config", "metrics", "path", "checkpoints", "steps"],
+    ["params", "variables", "loss_fn", "data", "test_data", "config", "metrics", "path", "checkpoints", "steps"],
 )
 
 
@@ -70,13 +70,14 @@ def fake_load_run(path):
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} is no run")
-    config = {"arch": "mlp", "noshort": path.name == "plain", "seed": len(path.name)}
+    config = {"arch": "mlp", "dataset": "normal", "noshort": path.name == "plain", "seed": len(path.name)}
     return FakeRun(
         checkpoints=Checkpoints(
             (0, 1, 2, 3), lambda i: {"params": on_the_way(i), "batch_stats": {"mean": jnp.ones(2)}}
         ),
         steps=Checkpoints((), lambda _: {}) if path.name == "plain" else Checkpoints((0.0, 0.5, 1.0), step),
         params=PARAMS,
+        variables=PARAMS,
         loss_fn=loss_fn,
         data=split(2, 21),
         test_data=split(3, 9),
@@ -94,6 +95,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda *_: None)
     folder = tmp_path / "run"
     folder.mkdir()
+    plt.close("all")  # what a test of another file has left
     yield folder
     assert not plt.get_fignums()  # the command closes what it draws
 
@@ -497,3 +499,17 @@ def test_python_m_jaxscape():
     command = [sys.executable, "-m", "jaxscape", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
     assert all(name in done.stdout for name in ("surface", "line", "plot", "report"))
+
+
+def test_interpolate_is_that_of_the_library(run, tmp_path, capsys):
+    other = tmp_path / "plain"
+    other.mkdir()
+    assert cli.main(["interpolate", str(run), str(other), "--points", "5", "--range", "-0.5", "1.5"]) == 0
+    for name, seed, size in (("train", 2, 21), ("test", 3, 9)):
+        expected = js.interpolate(PARAMS, PARAMS, loss_fn, split(seed, size), grid=js.Grid.line(-0.5, 1.5, 5))
+        result = read(run / f"interpolate_plain_{name}.zarr")
+        np.testing.assert_allclose(result.loss, expected.loss, rtol=1e-6)
+        assert result.attrs["title"] == "mlp: run to plain"
+    assert is_png(run / "interpolate_plain.png")
+    assert "barrier 0 (standard error at most" in capsys.readouterr().out
+    assert sorted(path.suffix for path in run.iterdir()) == [".png", ".zarr", ".zarr"]

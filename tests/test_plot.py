@@ -545,3 +545,26 @@ def test_spectrum_that_is_not_finite_says_so():
 def test_spectrum_refuses(result, options, match):
     with pytest.raises(ValueError, match=match):
         plot.spectrum(result, **options)
+
+
+def test_an_interpolation_shows_both_ends_and_their_errors():
+    x = np.array([-0.5, 0, 0.5, 1, 1.5])
+    accuracy = {"train": [0.5, 1, 0.2, 0.99, 0.4], "test": [0.4, 0.93, 0.1, 0.89, 0.3]}
+    results = {
+        name: xr.Dataset(
+            {"loss": ("alpha", x**2 + i + 0.1), "accuracy": ("alpha", values)}, {"alpha": x}, {"title": "vgg9"}
+        )
+        for i, (name, values) in enumerate(accuracy.items())
+    }
+    ax = plot.interpolation(results)
+    assert ax.get_title() == "vgg9\ntest error 7.00 % and 11.00 %"
+    curves = [artist for artist in ax.lines if len(artist.get_xdata()) == 5]
+    assert [artist.get_linestyle() for artist in curves] == ["-", "--"]
+    np.testing.assert_allclose(curves[1].get_ydata(), x**2 + 1.1)
+    (right,) = (other for other in ax.figure.axes if other is not ax)
+    np.testing.assert_allclose(right.lines[0].get_ydata(), 100 * np.array(accuracy["train"]))
+    dotted = [artist.get_xdata()[0] for artist in ax.lines if artist.get_linestyle() == ":"]
+    assert dotted == [0, 1]
+    assert plot.interpolation(results["train"].isel(alpha=[0, 2, 4])).get_title() == "vgg9"  # no ends
+    with pytest.raises(ValueError, match="result 'a' has no dimension alpha, expected one of js.interpolate"):
+        plot.interpolation({"a": results["train"].rename(alpha="t")})

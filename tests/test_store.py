@@ -22,6 +22,7 @@ from jaxscape import files
 from jaxscape.engine import Evaluator
 from jaxscape.files import FolderLock
 from jaxscape.sweep import Layout, Store, _blocks, save
+from jaxscape.sweep._extend import rows_at
 from tests.damage import KINDS, damages, files_of
 from tests.problems import classification_data, mlp_loss, mlp_params, slow_but, slow_unless
 
@@ -70,7 +71,7 @@ def whole():
 @pytest.mark.parametrize("chunk", slow_but([2], [1, 2, 128]))
 @pytest.mark.parametrize("seconds", [1e-9, 1e9], ids=["small blocks", "growing blocks"])
 def test_a_resumed_surface_is_the_same_to_the_bit(tmp_path, monkeypatch, whole, chunk, seconds):
-    monkeypatch.setattr(sys.modules["jaxscape.surface"], "CHUNK", chunk)
+    monkeypatch.setattr(sys.modules["jaxscape.sweep._losses"], "CHUNK", chunk)
     monkeypatch.setattr(_blocks, "SECONDS", seconds)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("points",))
     write, done = Store.write, []
@@ -106,7 +107,7 @@ def test_what_was_chosen_automatically_stays(tmp_path, monkeypatch):
         file.unlink() if file.is_file() else None
     monkeypatch.setattr("jaxscape.engine._strategy._known", {})
     monkeypatch.setattr("jaxscape.engine._strategy._measure", None)  # nothing is tried again
-    with pytest.warns(UserWarning, match=r"2 files are damaged or missing \(done/c/0/0, done/c/1/0\)"):
+    with pytest.warns(UserWarning, match=r"1 files are damaged or missing \(done/c/0/0\)"):
         again = plane(**options)
     assert again.attrs["batch_size"] == first.attrs["batch_size"]
     xr.testing.assert_identical(again.drop_attrs(), first.drop_attrs())
@@ -243,7 +244,8 @@ def check_rows(result, name, kind, caught):
         return  # the same as after a kill at an early moment
     if "/c/" not in name or name.startswith(GRID.names):
         assert done[:9].all()  # what describes an array, and coordinates, are mended
-    assert any(name in str(warning.message) for warning in caught), (name, kind)
+    if name != "zarr.json" or kind != "flipped":  # still JSON: like an older one, it is written anew
+        assert any(name in str(warning.message) for warning in caught), (name, kind)
 
 
 @pytest.mark.parametrize("kind", slow_but(["deleted"], KINDS))
@@ -465,6 +467,154 @@ def test_another_metric_of_the_same_name_is_refused(tmp_path):
         js.surface(PARAMS, other, DATA, directions=DIRECTIONS, grid=GRID, store=tmp_path / "s.zarr", progress=False)
 
 
+def test_a_link_stays_a_link_when_its_store_is_extended(tmp_path):
+    real, link = tmp_path / "disk" / "real.zarr", tmp_path / "link"
+    real.mkdir(parents=True)
+    link.symlink_to(real)
+    plane(store=link)
+    result = plane(store=link, grid=LARGER)
+    xr.testing.assert_identical(js.load(real), result)
+    assert link.is_symlink()
+    assert [entry.name for entry in real.parent.iterdir()] == ["real.zarr"]
+
+
+def crash_at_removal(monkeypatch, path):
+    """Extend a store, and crash when the one before is removed."""
+    remove = shutil.rmtree
+
+    def crash(folder, *args, **options):
+        if str(folder).endswith(".smaller") and not options:
+            raise ZeroDivisionError
+        remove(folder, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", crash)
+        columns = {"x": np.zeros(28), "y": np.zeros((28, 2)), "n": np.zeros(28, int)}
+        with pytest.raises(ZeroDivisionError), store(path, grid=LARGER, columns=columns):
+            pass
+    return columns
+
+
+def test_a_removed_store_does_not_come_back(tmp_path, monkeypatch):
+    path = filled(tmp_path / "s.zarr")
+    crash_at_removal(monkeypatch, path)
+    assert (tmp_path / ".s.zarr.smaller").exists()
+    shutil.rmtree(path)  # to start over
+    with store(path) as result:
+        assert not result.done.any()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s.zarr"]
+
+
+def test_a_store_between_two_names_is_loaded(tmp_path, monkeypatch):
+    path = filled(tmp_path / "s.zarr")
+    columns = crash_at_removal(monkeypatch, path)
+    path.rename(tmp_path / ".s.zarr.larger")  # as a kill one step before leaves it
+    assert js.load(path).attrs["missing_points"] == 17
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the lock
+        with store(path, grid=LARGER, columns=columns) as result:
+            assert result.done.sum() == 11
+
+
+def test_a_kill_while_a_store_is_finished_is_no_damage(tmp_path, monkeypatch):
+    path = filled(tmp_path / "s.zarr")
+    older = (path / "zarr.json").read_text()
+    with store(path) as result:
+        result.finish({"title": "a"})
+    (path / "zarr.json").write_text(older)
+    assert js.load(path).attrs == {"title": "a"}  # a warning would be an error
+    with store(path):
+        pass
+    assert json.loads((path / "zarr.json").read_text())["attributes"] == {"title": "a"}
+
+
+def test_a_call_on_a_complete_store_leaves_its_attributes(tmp_path):
+    first = plane(store=tmp_path / "s.zarr")
+    again = plane(store=tmp_path / "s.zarr")
+    xr.testing.assert_identical(again, first)
+    xr.testing.assert_identical(js.load(tmp_path / "s.zarr"), first)
+
+
+def test_attributes_of_an_unfinished_extension_are_its_own(tmp_path, monkeypatch):
+    first = plane(store=tmp_path / "s.zarr")
+    stop_after(monkeypatch, 0)
+    with pytest.raises(ZeroDivisionError):
+        plane(store=tmp_path / "s.zarr", grid=LARGER)
+    attrs = js.load(tmp_path / "s.zarr").attrs
+    assert attrs["fingerprint"] == first.attrs["fingerprint"]
+    assert {"seconds", "center_loss", "nonfinite_points"}.isdisjoint(attrs)
+
+
+def test_an_interrupted_extension_says_what_is_kept(tmp_path):
+    few = {"recipe": {"loss_fn": {"x": 1}}, "columns": {"x": COLUMNS["x"]}}
+    many = {"recipe": {"loss_fn": {"x": 1, "y": 2}}, "columns": {name: COLUMNS[name] for name in "xy"}}
+    with store(tmp_path / "s.zarr", **few) as result:
+        result.write(slice(0, 11), {"x": COLUMNS["x"]})
+    result = store(tmp_path / "s.zarr", **many)
+    error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt), result:
+        raise error
+    assert error.__notes__[0].startswith("0 of 10 points are kept in ")
+    assert ", and what was there before of 10 others; the same call goes on" in error.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunk", "files"),
+    [
+        ((40, 1), 16, 3),
+        ((5, 4), 128, 1),
+        ((5, 4), 8, 3),
+        ((5, 4), 3, 10),
+        ((3, 4, 5), 20, 3),
+        ((3, 4, 5), 10, 6),
+        ((7,), 2, 4),
+    ],
+)
+def test_a_chunk_has_as_many_points_as_fit(tmp_path, shape, chunk, files):
+    """Neighbouring rows; a grid with short lines has no file for each."""
+    grid = js.Grid(tuple(np.linspace(0, 1, n) for n in shape))
+    values = np.random.default_rng(0).normal(size=int(np.prod(shape)))
+    layout = Layout.of(grid, {"x": values}, chunk)
+    assert np.array_equal(np.concatenate([np.arange(s.start, s.stop) for s in layout.shares]), np.arange(len(values)))
+    with Store(tmp_path / "s.zarr", {}, layout) as result:
+        for share in reversed(layout.shares):
+            result.write(share, {"x": values[share]})
+        result.finish({})
+    assert len([file for file in files_of(tmp_path / "s.zarr") if file.startswith("x/c/")]) == files
+    np.testing.assert_array_equal(js.load(tmp_path / "s.zarr").x.values.ravel(), values)
+    np.testing.assert_array_equal(xr.open_zarr(tmp_path / "s.zarr").x.values.ravel(), values)
+
+
+def test_rows_are_found_by_their_coordinates():
+    axes = (np.array([0.0, 2.0, -1.0]), np.array([1.0, 0.25, 0.5, 3.0]))  # in any order
+    layout = Layout.of(js.Grid(axes), {"x": np.zeros(13)}, 4)
+    points = js.Grid(axes).points()
+    order = np.random.default_rng(0).permutation(12)
+    np.testing.assert_array_equal(rows_at(layout, points[order] + 1e-12), order)
+    np.testing.assert_array_equal(
+        rows_at(layout, np.array([[0.0, 0.0], [0.0, 0.3], [9.0, 1.0], [0, -9]])), [12, -1, -1, -1]
+    )
+
+
+NAMES = ("", ".", "..", "../x", "/x", "a/b", "a\\b", ".hidden", "jaxscape", "zarr.json", "x" * 300, "a\0b")
+
+
+@pytest.mark.parametrize("name", [*NAMES, "done"])
+def test_a_metric_that_could_be_no_folder_is_refused(tmp_path, name):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+
+    def loss(params, batch):
+        return {"loss": loss_alone(params, batch), name: loss_alone(params, batch)}
+
+    options = {"directions": DIRECTIONS, "grid": GRID, "progress": False}
+    with pytest.raises(
+        ValueError, match="loss_fn returned a metric named .*, which (a store cannot have|is a name of)"
+    ):
+        js.surface(PARAMS, loss, DATA, store=tmp_path / "s.zarr", **options)
+    assert list(tmp_path.iterdir()) == [mine]
+
+
 @pytest.mark.parametrize("moment", ["write_manifest", "shutil.copy", "Path.rename"])
 def test_a_crash_while_a_store_is_extended_loses_nothing(tmp_path, monkeypatch, moment):
     path = filled(tmp_path / "s.zarr", slice(0, 4))
@@ -594,3 +744,9 @@ def test_unicode_symlinks_and_dots(tmp_path):
     with store(link) as result:
         assert result.done.all()
     assert js.load(Path(f"{link}/../link")).x.notnull().all()
+
+
+def test_the_folder_itself_can_be_the_store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    filled(".")
+    assert js.load(".").x.notnull().all()

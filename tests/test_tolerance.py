@@ -288,6 +288,31 @@ def test_a_smaller_tolerance_goes_on_from_the_examples_summed(tmp_path, evaluate
     xr.testing.assert_identical(js.load(tmp_path / "s.zarr"), result)
 
 
+def test_a_short_call_keeps_its_examples_too(tmp_path, evaluated, monkeypatch):
+    monkeypatch.setattr(_blocks, "SECONDS", 1e9)
+    one_by_one(rtol=0.02, store=tmp_path / "s.zarr")
+    first, evaluated.sizes, evaluated.stop_at = sum(evaluated.sizes), [], 3
+    with pytest.raises(ZeroDivisionError):
+        one_by_one(rtol=0.005, store=tmp_path / "s.zarr")
+    coarse = js.load(tmp_path / "s.zarr")
+    assert coarse.loss.notnull().all()  # with the errors that it has so far
+    assert coarse.attrs["missing_points"] > 0
+    assert "rtol" not in coarse.attrs
+    evaluated.stop_at = None
+    one_by_one(rtol=0.005, store=tmp_path / "s.zarr")
+    second, evaluated.sizes = sum(evaluated.sizes), []
+    one_by_one(rtol=0.005)
+    assert second < sum(evaluated.sizes) - 0.5 * first
+
+
+def test_other_files_beside_the_examples_are_left_alone(tmp_path, evaluated):
+    one_by_one(rtol=0.02, store=tmp_path / "s.zarr")
+    mine = tmp_path / "s.zarr" / "jaxscape" / "examples" / "notes.npz"
+    mine.write_text("mine")
+    one_by_one(rtol=0.01, store=tmp_path / "s.zarr")
+    assert mine.read_text() == "mine"
+
+
 def test_a_larger_tolerance_another_seed_and_exact_points_are_refused(tmp_path):
     path = tmp_path / "s.zarr"
     surface(rtol=0.1, atol=0.1, store=path)

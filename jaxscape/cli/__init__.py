@@ -1,4 +1,4 @@
-"""The command line: ``jaxscape surface|line|hessian|trajectory|plot|report``; each command calls the library."""
+"""The command line: ``jaxscape surface|line|interpolate|hessian|trajectory|plot|report``; each calls the library."""
 
 import sys
 from collections.abc import Sequence

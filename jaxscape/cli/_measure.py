@@ -11,6 +11,7 @@ import xarray as xr
 import jaxscape as js
 from jaxscape import plot
 from jaxscape.cli._files import check_replaceable, draw, write
+from jaxscape.interpolation import place_of
 
 
 def surface(args: argparse.Namespace) -> None:
@@ -63,6 +64,53 @@ def line(args: argparse.Namespace) -> None:
     draw(plot.line(results), run.path / "line.png")
     for split, result in results.items():
         print(f"{split}: {_summary(result)}")
+
+
+def interpolate(args: argparse.Namespace) -> None:
+    """Measure and draw the train and the test loss on the line through two runs, and print the barrier between them."""
+    runs = [js.load_run(path) for path in (args.run, args.other)]
+    datasets = [run.config["dataset"] for run in runs]
+    if datasets[0] != datasets[1]:
+        raise ValueError(
+            f"{args.run} is of {datasets[0]} and {args.other} of {datasets[1]}; expected the same data set."
+        )
+    ends = [run.params if args.statistics == "frozen" else run.variables for run in runs]
+    folder, grid = Path(args.out or runs[0].path), js.Grid.line(args.range[0], args.range[1], args.points)
+    stem = f"interpolate_{runs[1].path.name}"
+    outs = {split: folder / f"{stem}_{split}.zarr" for split in ("train", "test")}
+    for out in outs.values():
+        check_replaceable(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {}
+    for split, out in outs.items():
+        result = js.interpolate(
+            ends[0],
+            ends[1],
+            runs[0].loss_fn,
+            data_of(runs[0], split),
+            grid=grid,
+            statistics=args.statistics,
+            statistics_data=runs[0].data,
+            store=partial(out),
+            **evaluating(args),
+        )
+        results[split] = result.assign_attrs(title=f"{name_of(runs[0])}: {runs[0].path.name} to {runs[1].path.name}")
+        if not jax.process_index():
+            write(results[split].assign_attrs(split=split), out)
+            shutil.rmtree(partial(out), ignore_errors=True)  # the complete result is written
+    if jax.process_index():
+        return
+    draw(plot.interpolation(results), folder / f"{stem}.png")
+    for split, result in results.items():
+        print(f"{split}: {_summary(result)}{_barrier(result)}")
+
+
+def _barrier(line: xr.Dataset) -> str:
+    """The barrier, where both ends are points of a line."""
+    if any(place_of(line, end) is None for end in (0.0, 1.0)):
+        return ""
+    height = js.loss_barrier(line)
+    return f", barrier {height.value:.4g} (standard error at most {height.stderr:.2g}) at alpha = {height.alpha:.3g}"
 
 
 def hessian(args: argparse.Namespace) -> None:

@@ -34,6 +34,18 @@ def make_parser() -> argparse.ArgumentParser:
     _add_measuring(line, _measure.line)
     line.add_argument("--points", type=int, default=101, help="points on the line (default: 101)")
 
+    between = commands.add_parser("interpolate", help="train and test loss on the line through two runs")
+    between.set_defaults(command=_measure.interpolate)
+    between.add_argument("run", metavar="RUN_A", help="alpha = 0")
+    between.add_argument("other", metavar="RUN_B", help="alpha = 1; a run of the same network on the same data")
+    between.add_argument("--points", type=int, default=101, help="points on the line (default: 101)")
+    between.add_argument("--range", type=float, nargs=2, default=(-0.5, 1.5), metavar=("LO", "HI"), help="of alpha")
+    policies = ("interpolate", "frozen", "reestimate")
+    between.add_argument("--statistics", choices=policies, default="interpolate", help="of batch norm (default: all)")
+    between.add_argument("--out", metavar="FOLDER", help="for results and picture (default: RUN_A)")
+    _add_evaluating(between)
+    _add_tolerance(between)
+
     hessian = commands.add_parser("hessian", help="the smallest and largest eigenvalue of the Hessian over a plane")
     _add_plane(hessian, _measure.hessian)
     hessian.add_argument("--points", type=_points, default=[11], metavar="N[xM]", help="points per axis (default: 11)")

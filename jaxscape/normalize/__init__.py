@@ -14,6 +14,7 @@ from jaxscape.normalize._rescale import (
     rescale,
     warn_of_doubts,
 )
+from jaxscape.normalize._statistics import running_statistics
 
 __all__ = [
     "Filters",
@@ -23,5 +24,6 @@ __all__ = [
     "filters_of_leaves",
     "reasons_to_ignore",
     "rescale",
+    "running_statistics",
     "warn_of_doubts",
 ]

@@ -8,7 +8,7 @@ number is written on the axes. The number of points above ``loss_max`` is writte
 """
 
 from jaxscape.plot._curvature import eigenvalue_map, spectrum
-from jaxscape.plot._curves import line, training_curves
+from jaxscape.plot._curves import interpolation, line, training_curves
 from jaxscape.plot._scale import levels
 from jaxscape.plot._style import check_format, save
 from jaxscape.plot._surfaces import compare, contour, contourf, heatmap, surface3d
@@ -21,6 +21,7 @@ __all__ = [
     "contourf",
     "eigenvalue_map",
     "heatmap",
+    "interpolation",
     "levels",
     "line",
     "save",

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from jaxscape.arguments import checked
+from jaxscape.interpolation import place_of
 from jaxscape.plot._field import FRACTIONS, axis_label, metric_label, missing_points, pick
 from jaxscape.plot._scale import choose
 from jaxscape.plot._several import Results, named
@@ -71,6 +72,50 @@ def line(
         if len(curves) > 1:
             ax.legend(handles=[_key(d, name) for d, name in zip(_cycle(len(curves)), curves, strict=True)])
         add_note(ax, join_notes(*(_line_note(name, curves[name], array, loss_max) for name, array in arrays.items())))
+    return ax
+
+
+@checked
+def interpolation(
+    results: Results,
+    ax: Axes | None = None,
+    *,
+    log: bool | None = None,
+    loss_max: float | None = None,
+) -> Axes:
+    """The loss (left) and the accuracy (right) between two minimizers, dotted lines at both (paper figure 2).
+
+    The title has the error of both minimizers under the last result.
+
+    Args:
+        results: A result of `jaxscape.interpolate`; or several: a mapping from label to result, the first solid and
+            the second dashed: ``{"train": ..., "test": ...}``, or a list, as in `line`.
+        ax: The axes to draw into; None: a new figure.
+        log: Whether the left axis is logarithmic; None: it is if the values span more than a factor of 50.
+        loss_max: The top of the left axis; points above it are counted. None: all points are shown.
+
+    Returns:
+        The left axes.
+
+    Raises:
+        ValueError: As in `line`, or a result has another dimension than ``alpha``.
+        TypeError: As in `line`.
+    """
+    curves = named(results)
+    for name, result in curves.items():
+        if _one_dimensional(result, "loss").dims != ("alpha",):
+            raise ValueError(f"result {name!r} has no dimension alpha, expected one of js.interpolate.")
+    ax = line(curves, ax, log=log, loss_max=loss_max)
+    name, last = list(curves.items())[-1]
+    ends = [last.isel(alpha=place) for end in (0.0, 1.0) if (place := place_of(last, end)) is not None]
+    with style():
+        for end in ends:
+            ax.axvline(float(end.alpha), color="0.6", ls=":", lw=0.8, zorder=0)
+        ax.set_xlabel(r"$\alpha$: $(1-\alpha)\,\theta_a+\alpha\,\theta_b$")
+        if "accuracy" in last and len(ends) == 2:
+            errors = " and ".join(f"{100 * (1 - float(end.accuracy)):.2f} %" for end in ends)
+            title = f"{last.attrs.get('title', '')}\n{name} error {errors}".replace("  ", " ").strip()
+            ax.set_title(title)
     return ax
 
 

@@ -4,6 +4,7 @@ from jaxscape.sweep._blocks import columns_of, in_blocks
 from jaxscape.sweep._grid import check_names, on_grid, to_dataset
 from jaxscape.sweep._layout import Layout
 from jaxscape.sweep._load import load, save
+from jaxscape.sweep._losses import Chart, Options, losses_on_grid
 from jaxscape.sweep._provenance import inputs, provenance
 from jaxscape.sweep._record import to_tolerance
 from jaxscape.sweep._rounding import unresolved_share
@@ -12,7 +13,9 @@ from jaxscape.sweep._store import Store
 
 __all__ = [
     "SHARE",
+    "Chart",
     "Layout",
+    "Options",
     "StoppedError",
     "Store",
     "check_names",
@@ -22,6 +25,7 @@ __all__ = [
     "in_shares",
     "inputs",
     "load",
+    "losses_on_grid",
     "on_grid",
     "provenance",
     "save",

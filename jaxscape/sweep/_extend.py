@@ -1,5 +1,7 @@
 """A store that becomes one of more points, more metrics or a smaller tolerance, with all that it holds."""
 
+import dataclasses
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +12,7 @@ from jaxtyping import Float, Int
 
 from jaxscape.files import LOCK
 from jaxscape.sweep._layout import DONE, Contents, Layout, ranges_of, stored_layout
-from jaxscape.sweep._manifest import OWN, Manifest, difference, nodes_below, plain, write_manifest
+from jaxscape.sweep._manifest import OWN, Manifest, difference, nodes_below, write_manifest
 
 EXAMPLES = f"{OWN}/examples"
 """The folder in a store that has the values of single examples."""
@@ -71,10 +73,12 @@ def rows_at(layout: Layout, coords: Float[np.ndarray, "points axes"]) -> Int[np.
     """
     indices, there = [], np.ones(len(coords), bool)
     for axis, column in zip(layout.grid.axes, coords.T, strict=True):
-        spacing = np.diff(np.sort(axis)).min() if len(axis) > 1 else 1.0
-        index = np.abs(axis[None] - column[:, None]).argmin(1)
-        there &= np.abs(axis[index] - column) <= _SAME * spacing
-        indices.append(index)
+        order = np.argsort(axis)
+        ascending = axis[order]
+        spacing = np.diff(ascending).min() if len(axis) > 1 else 1.0
+        place = np.clip(np.searchsorted(ascending, column - _SAME * spacing), 0, len(axis) - 1)
+        there &= np.abs(ascending[place] - column) <= _SAME * spacing
+        indices.append(order[place])
     num = int(np.prod(layout.grid.shape))
     center = num if layout.rows > num else -1
     outside = np.where((coords == 0).all(1), center, -1)
@@ -85,27 +89,27 @@ def extend(
     path: Path,
     old: Manifest,
     contents: Contents,
-    recipe: Mapping[str, Any],
+    manifest: Manifest,
     new: Layout,
     long_names: Mapping[str, str],
 ) -> None:
     """Replace a store by a larger one that holds its rows; a crash leaves the one or the other.
 
-    The points of a store with a tolerance are not done in the larger one: they follow from the values of the examples.
+    The points of a store with a tolerance stay as they are, with their errors, but they are not done any more.
 
     Args:
         path: The folder, locked.
         old: What it says of itself.
         contents: What is there of its rows.
-        recipe: That of the larger one; there are no `obstacles`.
+        manifest: What the larger one says of itself; there are no `obstacles`.
         new: Where the rows of the larger one are.
         long_names: What a variable is, for plots.
     """
     rows, (columns, there, _) = places(stored_layout(old), new), new.empty()
-    if "rtol" not in recipe:
-        for name, mask in contents.there.items():
-            columns[name][rows], there[name][rows] = contents.columns[name], mask
-    columns[DONE] = np.all(list(there.values()), axis=0)
+    for name, mask in contents.there.items():
+        columns[name][rows], there[name][rows] = contents.columns[name], mask
+    if "rtol" not in manifest.recipe:
+        columns[DONE] = np.all(list(there.values()), axis=0)
     earlier = {name: ranges_of(mask & ~columns[DONE]) for name, mask in there.items() if (mask & ~columns[DONE]).any()}
     larger, _ = _beside(path)
     shutil.rmtree(larger, ignore_errors=True)
@@ -114,15 +118,34 @@ def extend(
         mask = there.get(name, columns[DONE])
         new.write(larger, name, [share for share in new.shares if mask[share].any()], column)
     nodes = nodes_below(larger)
-    write_manifest(larger, Manifest(plain(recipe), old.attrs, new.chunk, nodes, old.notes, earlier=earlier))
+    write_manifest(larger, dataclasses.replace(manifest, nodes=nodes, complete=False, earlier=earlier))
     shutil.copy(path / OWN / LOCK, larger / OWN / LOCK)
     _replace(path)
 
 
 def recover(path: Path) -> None:
-    """Put a store in its place that a crash has left aside while it was extended."""
-    if _beside(path)[1].exists() and not path.exists():
+    """Put a store in its place that a crash has left beside it while it was extended."""
+    if _is_between(path):
         _replace(path)
+
+
+def found(path: Path) -> Path:
+    """Where a store is: in its place, or beside it if a crash has left it there while it was extended."""
+    return _beside(path)[0] if _is_between(path) else path
+
+
+def remove_smaller(path: Path) -> None:
+    """Remove what a crash has left of the store before an extension.
+
+    Args:
+        path: The folder, locked.
+    """
+    if os.path.exists(before := _beside(path)[1]):
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def _is_between(path: Path) -> bool:
+    return not path.exists() and all(map(os.path.exists, _beside(path)))
 
 
 def _beside(path: Path) -> tuple[Path, Path]:
@@ -136,9 +159,6 @@ def _replace(path: Path) -> None:
     if path.exists():
         shutil.rmtree(before, ignore_errors=True)
         path.rename(before)
-    if not larger.exists():  # somebody has removed it
-        before.rename(path)
-        return
     if (before / EXAMPLES).exists():
         (before / EXAMPLES).rename(larger / EXAMPLES)
     larger.rename(path)

@@ -1,5 +1,6 @@
 """From directions and a grid to points, and from columns over points to a dataset."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,12 @@ import xarray as xr
 from jaxscape import checks
 from jaxscape.directions import Directions, as_directions, random_directions
 from jaxscape.grid import Grid
+from jaxscape.sweep._layout import DONE
+from jaxscape.sweep._manifest import NODE, OWN
 from jaxscape.types import Params
+
+_FOLDER = re.compile(r"[^./\\\0][^/\\\0]*")
+_LONGEST = 200  # bytes of a name; file systems take 255
 
 
 def on_grid(directions: Any, grid: Grid | None, params: Params, seed: int) -> tuple[Directions, Grid]:
@@ -50,23 +56,29 @@ def on_grid(directions: Any, grid: Grid | None, params: Params, seed: int) -> tu
     return directions, grid
 
 
-def check_names(metrics: Sequence[str], reserved: Sequence[str]) -> None:
-    """Refuse metrics whose names the result needs for something else.
+def check_names(metrics: Sequence[str], reserved: Sequence[str], *, stored: bool = False) -> None:
+    """Refuse metrics whose names the result needs for something else, or a store could not have as folders.
 
     Args:
         metrics: The names of all variables that the loss gives.
         reserved: The names of axes and of further variables of the result.
+        stored: Whether the result goes into a store.
 
     Raises:
         ValueError: A metric has one of these names, or that of the standard error of another metric, or two metrics
-            have the same name.
+            have the same name; or a name could be no folder.
     """
-    taken = dict.fromkeys((*reserved, "num_examples"), "a name of jaxscape's own")
+    taken = dict.fromkeys((*reserved, "num_examples", DONE), "a name of jaxscape's own")
     taken |= {f"{name}_stderr": f"the standard error of {name!r}" for name in metrics}
     taken |= {name: "also a metric of another term" for name in metrics if metrics.count(name) > 1}
     for name in metrics:
         if name in taken:
             raise ValueError(f"loss_fn returned a metric named {name!r}, which is {taken[name]}; give it another name.")
+        if stored and (not _FOLDER.fullmatch(name) or name in (OWN, NODE) or len(name.encode()) > _LONGEST):
+            raise ValueError(
+                f"loss_fn returned a metric named {name!r}, which a store cannot have: each metric is a folder there. "
+                "Leave out slashes, a dot in front, and the names 'jaxscape' and 'zarr.json'; or leave out store."
+            )
 
 
 def to_dataset(columns: Mapping[str, np.ndarray], grid: Grid, long_names: Mapping[str, str]) -> xr.Dataset:

@@ -39,7 +39,7 @@ class Layout:
     Attributes:
         grid: The coordinates.
         rows: The number of points of the grid, or one more.
-        chunk: Points along the last axis that share a file.
+        chunk: Points that share a file, at most.
         kinds: For each variable its dtype and the further axes of a row.
     """
 
@@ -62,15 +62,24 @@ class Layout:
         """
         kinds = {name: (column.dtype, column.shape[1:]) for name, column in columns.items()}
         rows = len(next(iter(columns.values())))
-        return cls(grid, rows, min(chunk, grid.shape[-1]), {**kinds, DONE: (np.dtype(bool), ())})
+        return cls(grid, rows, chunk, {**kinds, DONE: (np.dtype(bool), ())})
 
     @property
     def shares(self) -> list[slice]:
-        """The rows of each chunk."""
-        length = self.grid.shape[-1]
+        """The rows of each chunk: whole lines, planes ..., and a part of the axis before them, one after another."""
         num = int(np.prod(self.grid.shape))
-        starts = [line + part for line in range(0, num, length) for part in range(0, length, self.chunk)]
+        numbers = np.arange(num).reshape(self.grid.shape)
+        starts = numbers[tuple(slice(None, None, step) for step in self.chunk_shape)].ravel().tolist()
         return [slice(a, b) for a, b in itertools.pairwise([*starts, *range(num, self.rows), self.rows])]
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        """The points of a chunk along each axis: as many as fit along the last axes, 1 along the first."""
+        left, steps = self.chunk, []
+        for length in reversed(self.grid.shape):
+            steps.append(min(left, length))
+            left = left // length if steps[-1] == length else 1
+        return tuple(max(step, 1) for step in reversed(steps))
 
     def empty(self) -> Contents:
         """No row at all: NaN, or 0 where there is no NaN."""
@@ -93,7 +102,7 @@ class Layout:
             if np.issubdtype(kind, np.integer):
                 attrs["_FillValue"] = 0  # then xarray gives NaN where a point is missing
             dims = (*names, "row", "column")[: len(names) + len(more)]
-            chunks = (*(1 for _ in shape[:-1]), self.chunk, *more)
+            chunks = (*self.chunk_shape, *more)
             _create(folder / name, dims, (*shape, *more), chunks, kind, attrs)
             if self.rows > np.prod(shape):  # what was computed at params, which the grid lacks
                 _create(folder / OWN / name, None, (1, *more), (1, *more), kind, attrs)
@@ -135,9 +144,10 @@ class Layout:
         zeros = "/0" * len(more)
         if share.start >= np.prod(self.grid.shape):
             return f"{OWN}/{name}", (slice(None),), f"{OWN}/{name}/c/0{zeros}"
-        *line, start = (int(i) for i in np.unravel_index(share.start, self.grid.shape))
-        part = (*(slice(i, i + 1) for i in line), slice(start, start + share.stop - share.start))
-        number = "/".join(map(str, (*line, start // self.chunk)))
+        first = [int(i) for i in np.unravel_index(share.start, self.grid.shape)]
+        steps = self.chunk_shape
+        part = tuple(slice(i, min(i + step, n)) for i, step, n in zip(first, steps, self.grid.shape, strict=True))
+        number = "/".join(str(i // step) for i, step in zip(first, steps, strict=True))
         return name, part, f"{name}/c/{number}{zeros}"
 
     def write(self, folder: Path, name: str, shares: Sequence[slice], column: np.ndarray) -> None:
@@ -156,7 +166,11 @@ class Layout:
                 # Of an array that is opened zarr would leave out chunks that are all NaN, or all 0.
                 with zarr.config.set({"array.write_empty_chunks": True}):
                     arrays[path] = zarr.open_array(folder / path, mode="r+", zarr_format=3)
-            arrays[path][part] = column[share].reshape(*(1 for _ in part[:-1]), -1, *column.shape[1:])
+            arrays[path][part] = column[share].reshape(*self._lengths(part), *column.shape[1:])
+
+    def _lengths(self, part: tuple[slice, ...]) -> tuple[int, ...]:
+        """The lengths of a part along the axes of the grid."""
+        return tuple(1 if axis == slice(None) else axis.stop - axis.start for axis in part)
 
     def read(self, folder: Path, name: str, wanted: np.ndarray | None = None) -> tuple[np.ndarray, list[str]]:
         """Read a variable.

@@ -1,5 +1,6 @@
 """Results on disk, complete or not: written so that damage is found, and read only after a look for it."""
 
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -10,6 +11,7 @@ import xarray as xr
 import zarr
 
 from jaxscape.arguments import check_path
+from jaxscape.sweep._extend import found
 from jaxscape.sweep._grid import to_dataset
 from jaxscape.sweep._layout import CODECS, DONE, stored_layout
 from jaxscape.sweep._manifest import (
@@ -52,7 +54,7 @@ def load(path: str | Path) -> xr.Dataset:
         UserWarning: Files of some points are damaged or missing: these points count as missing.
     """
     check_path(path, "path")
-    path = Path(path)
+    path = found(Path(os.path.realpath(path)))
     if not path.exists():
         raise FileNotFoundError(f"path {path} not found; expected a result: the store= of a call, or a .zarr folder.")
     try:
@@ -71,7 +73,7 @@ def save(result: xr.Dataset, path: str | Path) -> None:
         result: Any Dataset.
         path: The folder.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     new, old = (path.with_name(f".{path.name}.{state}") for state in ("new", "old"))
     shutil.rmtree(new, ignore_errors=True)
     try:

@@ -17,9 +17,9 @@ import numpy as np
 
 from jaxscape.files import replace_text
 
-FORMAT = 1
+FORMAT = 2
 OWN = "jaxscape"
-MANIFEST, _NODE = f"{OWN}/manifest.json", "zarr.json"
+MANIFEST, NODE = f"{OWN}/manifest.json", "zarr.json"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     """
     body = dataclasses.asdict(manifest) | {"format": FORMAT}
     replace_text(path / MANIFEST, json.dumps({"digest": _digest(body), "manifest": body}, indent=1))
-    replace_text(path / _NODE, json.dumps(_group(manifest), indent=1))
+    replace_text(path / NODE, json.dumps(_group(manifest), indent=1))
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -84,7 +84,7 @@ def read_manifest(path: Path) -> Manifest | None:
     """
     file = path / MANIFEST
     if not file.exists():
-        if (path / _NODE).exists():
+        if (path / NODE).exists():
             raise ForeignError(f"{path} holds a zarr group without {MANIFEST}: it is none of jaxscape's.")
         return None
     try:
@@ -106,13 +106,15 @@ class ForeignError(ValueError):
 
 def nodes_below(path: Path) -> dict[str, Any]:
     """The contents of each ``zarr.json`` below a folder, by the path of its array or group."""
-    files = sorted(file for file in path.rglob(_NODE) if file.parent != path)
+    files = sorted(file for file in path.rglob(NODE) if file.parent != path)
     return {file.parent.relative_to(path).as_posix(): json.loads(file.read_text()) for file in files}
 
 
 def damaged_nodes(path: Path, manifest: Manifest) -> list[str]:
     """The ``zarr.json`` files of a folder that are missing, or are not what the manifest says."""
-    return [name for name, node in _nodes(manifest).items() if _contents(path / name) != node]
+    names = [name for name, node in _nodes(manifest).items() if _contents(path / name) != node]
+    older = isinstance(_contents(path / NODE), dict)  # that of the folder itself is written after the manifest
+    return [name for name in names if name != NODE or not older]
 
 
 def mend_nodes(path: Path, manifest: Manifest, names: Sequence[str]) -> None:
@@ -121,9 +123,9 @@ def mend_nodes(path: Path, manifest: Manifest, names: Sequence[str]) -> None:
     Args:
         path: The folder.
         manifest: What it says of itself.
-        names: The files, as `damaged_nodes` gives them.
+        names: The files, as `damaged_nodes` gives them; that of the folder itself is always written.
     """
-    for name in names:
+    for name in {*names, NODE}:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         replace_text(path / name, json.dumps(_nodes(manifest)[name], indent=2))
 
@@ -131,11 +133,11 @@ def mend_nodes(path: Path, manifest: Manifest, names: Sequence[str]) -> None:
 def make_own_group(path: Path) -> None:
     """Make the subgroup ``jaxscape`` of a folder; what is in it stays."""
     (path / OWN).mkdir(parents=True, exist_ok=True)
-    replace_text(path / OWN / _NODE, json.dumps({"attributes": {}, "zarr_format": 3, "node_type": "group"}))
+    replace_text(path / OWN / NODE, json.dumps({"attributes": {}, "zarr_format": 3, "node_type": "group"}))
 
 
 def _nodes(manifest: Manifest) -> dict[str, Any]:
-    return {f"{name}/{_NODE}": node for name, node in manifest.nodes.items()} | {_NODE: _group(manifest)}
+    return {f"{name}/{NODE}": node for name, node in manifest.nodes.items()} | {NODE: _group(manifest)}
 
 
 def _group(manifest: Manifest) -> dict[str, Any]:

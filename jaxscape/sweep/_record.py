@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import time
 import warnings
 from collections import defaultdict
@@ -21,6 +22,7 @@ from jaxscape.sweep._extend import EXAMPLES, rows_at
 from jaxscape.sweep._store import Store, together
 from jaxscape.types import Params
 
+_NAME = re.compile(r"\d{6,}-[0-9a-f]{32}\.npz")
 _METRIC = "metric "  # before the name of a metric, so that it cannot be the name of another array
 
 
@@ -57,7 +59,10 @@ def to_tolerance(
         record = StoreRecord(store, coords)
         noted = noted_loads(store, objective, load)
         where = (objective, params, basis, coords, tolerance)
-        loads = estimate(*where, load=noted, mesh=mesh, progress=progress, record=record).loads
+        try:
+            loads = estimate(*where, load=noted, mesh=mesh, progress=progress, record=record).loads
+        finally:
+            record.flush()
         note_loads(store, loads)
     return evaluation_of(store.read(), objective)._replace(loads=loads)
 
@@ -80,10 +85,12 @@ class StoreRecord(Record):
         self._parts: dict[tuple[str, int], list[tuple[np.ndarray, dict[str, np.ndarray]]]] = defaultdict(list)
         self._waiting: list[dict[str, np.ndarray]] = []
         self._since = time.perf_counter()
-        files = sorted((store.path / EXAMPLES).glob("*.npz"))
+        files = sorted(file for file in (store.path / EXAMPLES).glob("*.npz") if _NAME.fullmatch(file.name))
         self._number = int(files[-1].name.split("-")[0]) + 1 if files else 0
         damaged = [file.name for file in files if not self._read(file)]
         together("read examples")  # none writes before all have read the same
+        for name in () if jax.process_index() else damaged:
+            (store.path / EXAMPLES / name).unlink()
         if damaged:
             warnings.warn(
                 f"store {store.path}: {len(damaged)} files of {EXAMPLES} are damaged ({damaged[0]}"

@@ -8,6 +8,7 @@ folder a store, and holds what the numbers depend on.
 
 import contextlib
 import dataclasses
+import os
 import shutil
 import threading
 import warnings
@@ -22,7 +23,7 @@ from jax.experimental import multihost_utils
 
 from jaxscape.files import LOCK, FolderLock, replace_file
 from jaxscape.peers import watched_peers
-from jaxscape.sweep._extend import extend, obstacles, recover
+from jaxscape.sweep._extend import extend, obstacles, recover, remove_smaller
 from jaxscape.sweep._layout import DONE, Layout, ranges_of, stored_layout
 from jaxscape.sweep._manifest import (
     MANIFEST,
@@ -69,7 +70,7 @@ class Store:
             long_names: What a variable is, for plots.
             attrs: Attributes of the result as far as they are known; values that JSON can hold.
         """
-        self.path, self.layout = Path(path), layout
+        self.path, self.layout = Path(os.path.realpath(path)), layout  # of a link: a larger store takes its place
         axes = dict(zip(layout.grid.names, layout.grid.axes, strict=True))
         kinds = {name: [str(kind), more] for name, (kind, more) in layout.kinds.items()}
         recipe = {**recipe, "grid": axes, "variables": kinds, "rows": layout.rows}
@@ -178,13 +179,18 @@ class Store:
         """
         self._rewrite(notes={**self.notes, **plain(notes)})
 
-    def finish(self, attrs: Mapping[str, Any]) -> None:
-        """Keep the attributes of the result, when all rows are done.
+    def finish(self, attrs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Keep the attributes of the result, when all rows are done; those of a complete store stay.
 
         Args:
             attrs: Values that JSON can hold.
+
+        Returns:
+            The attributes of the result.
         """
-        self._rewrite(attrs=plain(attrs), complete=True, earlier={})
+        if not self.complete:
+            self._rewrite(attrs=plain(attrs), complete=True, earlier={})
+        return self._manifest.attrs
 
     def read(self) -> dict[str, np.ndarray]:
         """All variables, in full, when all processes have written."""
@@ -196,8 +202,10 @@ class Store:
 
     def _kept(self) -> str:
         points = int(np.prod(self.layout.grid.shape))
-        done = int(self.done[:points].sum())
-        return f"{done} of {points} points are kept in {self.path}; the same call goes on from there."
+        done = self.done[:points]
+        partly = int((~done & np.any([mask[:points] for mask in self.there.values()], axis=0)).sum())
+        more = f", and what was there before of {partly} others" if partly else ""
+        return f"{done.sum()} of {points} points are kept in {self.path}{more}; the same call goes on from there."
 
     def _rewrite(self, **changes: Any) -> None:
         self._manifest = dataclasses.replace(self._manifest, **changes)
@@ -210,14 +218,16 @@ class Store:
         if self._checked() is None:
             (self.path / OWN).mkdir(parents=True, exist_ok=True)
         self._folder_lock.acquire()
+        remove_smaller(self.path)
         manifest = self._checked()  # the process before may have finished while this one took the lock
         if manifest is None:
             self._make()
         else:
-            recipe, layout = self._manifest.recipe, self.layout
+            recipe, attrs, layout = self._manifest.recipe, self._manifest.attrs, self.layout
             self._use(manifest)
             if difference(manifest, recipe):
-                extend(self.path, self._manifest, self._contents, recipe, layout, self._long_names)
+                larger = dataclasses.replace(self._manifest, recipe=recipe, attrs=attrs, chunk=layout.chunk)
+                extend(self.path, self._manifest, self._contents, larger, layout, self._long_names)
                 self._use(self._stored())
 
     def _checked(self) -> Manifest | None:
@@ -285,6 +295,10 @@ class Store:
             shares = [s for s in self.layout.shares if any(self.layout.place(n, s)[2] in damaged for n in columns)]
             self._rewrite(earlier={name: ranges_of(mask & ~self.done) for name, mask in there.items()})
             self.layout.write(self.path, DONE, shares, self.done)
+            for name, column in columns.items():  # so that anybody can read the rest
+                self.layout.write(
+                    self.path, name, [s for s in shares if self.layout.place(name, s)[2] in damaged], column
+                )
 
 
 def together(what: str) -> None:

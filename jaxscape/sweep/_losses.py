@@ -1,0 +1,216 @@
+"""The losses of an objective over a grid, however a point of the grid becomes params."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import xarray as xr
+from jax.sharding import Mesh
+
+from jaxscape import checks, engine
+from jaxscape.engine import Evaluation
+from jaxscape.grid import Grid
+from jaxscape.objective import Objective, as_batch_size
+from jaxscape.sweep._blocks import columns_of, in_blocks
+from jaxscape.sweep._grid import check_names, to_dataset
+from jaxscape.sweep._layout import Layout
+from jaxscape.sweep._provenance import inputs, provenance
+from jaxscape.sweep._record import to_tolerance
+from jaxscape.sweep._store import Store
+from jaxscape.types import Data, LossFn, Params
+
+CHUNK = 128  # points that share a file of a store, at most
+
+
+class Chart(NamedTuple):
+    """The params ``origin + sum_k c[k] * basis[k]`` of a point with the coordinates ``c = coords(point)``.
+
+    Attributes:
+        grid: The points.
+        origin: A pytree of floating arrays.
+        basis: A pytree like origin with a leading axis on each leaf.
+        coords: Takes points of the grid, shape ``(points, axes)``.
+        attrs: What the directions are, for the attributes of the result.
+    """
+
+    grid: Grid
+    origin: Params
+    basis: Params
+    coords: Callable[[np.ndarray], np.ndarray] = lambda points: points
+    attrs: Mapping[str, Any] = {}
+
+
+class Options(NamedTuple):
+    """How the losses are evaluated; each as in `jaxscape.surface`."""
+
+    rtol: float | None
+    atol: float
+    load: tuple[int | None, int | None]
+    mesh: Mesh | None
+    compute_dtype: str | None
+    check: bool
+    store: str | Path | None
+    seed: int
+    progress: bool | None
+
+    @classmethod
+    def of(cls, *, batch_size: Any, points_per_step: Any, **options: Any) -> "Options":
+        """Check the options of a call.
+
+        Args:
+            batch_size: Examples in one call of the loss, at most, or ``"auto"``.
+            points_per_step: Points side by side, or ``"auto"``.
+            **options: All others.
+
+        Returns:
+            The options.
+
+        Raises:
+            ValueError: One of them is out of its range.
+            TypeError: One of them is of another type.
+        """
+        result = cls(load=(as_batch_size(batch_size), _as_points_per_step(points_per_step)), **options)
+        _check_tolerance(result.rtol, result.atol)
+        checks.check_mesh(result.mesh)
+        return result
+
+
+def losses_on_grid(
+    chart: Chart,
+    params: Params,
+    loss_fn: LossFn | Mapping[str, LossFn],
+    data: Data,
+    options: Options,
+    attrs: Mapping[str, Any],
+) -> xr.Dataset:
+    """The mean of every metric at every point of a chart.
+
+    Args:
+        chart: The points.
+        params: Those with the coordinates 0, where the loss is checked.
+        loss_fn: As in `jaxscape.surface`.
+        data: As in `jaxscape.surface`.
+        options: How it is evaluated.
+        attrs: Further attributes of the result.
+
+    Returns:
+        A dataset as `jaxscape.surface` gives it.
+    """
+    grid, rtol = chart.grid, options.rtol
+    start = time.perf_counter()
+    objective = Objective.of(
+        loss_fn, params, data, compute_dtype=options.compute_dtype, check=options.check, batch_size=options.load[0]
+    )
+    check_names(objective.metrics, grid.names, stored=options.store is not None)
+    hashes = inputs(objective, chart.origin, chart.basis)
+    attrs = {**chart.attrs, **attrs, **provenance(hashes, params)}
+    points, center = _with_center(grid)
+    where = (objective, chart.origin, chart.basis, chart.coords(points))
+    running: dict[str, Any] = {"load": options.load, "mesh": options.mesh, "progress": options.progress}
+    tolerance = None
+    if rtol is not None:
+        tolerance = engine.Tolerance(rtol, options.atol, options.seed, _anchors(grid, center, rtol))
+
+    def result_of(evaluation: Evaluation) -> xr.Dataset:
+        result = _dataset(evaluation, grid, center)
+        result.attrs |= {
+            **attrs,
+            "seconds": round(time.perf_counter() - start, 3),
+            **({} if rtol is None else {"rtol": rtol, "atol": options.atol}),
+            **_load_attrs(evaluation),
+            "compute_dtype": str(options.compute_dtype),
+            "num_devices": options.mesh.size if options.mesh else jax.device_count(),
+        }
+        return result
+
+    if options.store is None:
+        if tolerance is None:
+            return result_of(engine.evaluate(*where, **running))
+        return result_of(engine.estimate(*where, tolerance, **running))
+    layout = Layout.of(grid, columns_of(objective, len(points)), CHUNK)
+    recipe = {"method": "surface", **hashes}
+    recipe |= {} if rtol is None else {"rtol": rtol, "atol": options.atol, "seed": options.seed}
+    with Store(options.store, recipe, layout, _long_names(objective.metrics), attrs) as store:
+        if tolerance is None:
+            result = result_of(in_blocks(*where, store, **running))
+        else:
+            result = result_of(to_tolerance(*where, tolerance, store, **running))
+        return result.assign_attrs(store.finish(result.attrs))
+
+
+def _check_tolerance(rtol: float | None, atol: float) -> None:
+    for name, value in (("rtol", 0.0 if rtol is None else rtol), ("atol", atol)):
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise TypeError(f"{name} is {value!r}, expected a number, e.g. 0.01 for 1 %.")
+        if not 0 <= value < 2.0**1000:
+            raise ValueError(f"{name} is {value!r}, expected a number of at least 0.")
+    if atol and rtol is None:
+        raise ValueError(
+            f"atol is {atol!r}, but rtol is None, which is exact; pass rtol=0.0 for an absolute tolerance."
+        )
+
+
+def _as_points_per_step(value: Any) -> int | None:
+    if isinstance(value, str) and value == "auto":
+        return None
+    if not isinstance(value, int | np.integer) or value not in engine.WIDTHS:
+        raise ValueError(f"points_per_step is {value!r}, expected 'auto' or one of {engine.WIDTHS}.")
+    return int(value)
+
+
+def _with_center(grid: Grid) -> tuple[np.ndarray, int]:
+    """The points of a grid, params itself after them unless it is among them; and which one that is."""
+    points = grid.points()
+    centers = np.flatnonzero((points == 0).all(1))
+    if centers.size:
+        return points, int(centers[0])
+    return np.concatenate([points, np.zeros((1, points.shape[1]))]), len(points)
+
+
+def _anchors(grid: Grid, center: int, rtol: float) -> Callable[[int], np.ndarray]:
+    """Which points are exact, for a number of examples: params itself and a coarse sub-grid."""
+
+    def exact(examples: int) -> np.ndarray:
+        mask = engine.anchors(grid.shape, engine.anchor_stride(examples, rtol, grid.shape)).ravel()
+        mask = np.pad(mask, (0, int(center == len(mask))))
+        mask[center] = True
+        return mask
+
+    return exact
+
+
+def _dataset(evaluation: Evaluation, grid: Grid, center: int) -> xr.Dataset:
+    """The metrics over the grid; the loss at params is an attribute."""
+    num = int(np.prod(grid.shape))
+    columns = {}
+    for name, estimate in evaluation.metrics.items():
+        columns[name] = estimate.mean[:num]
+        if estimate.stderr is not None:
+            columns[f"{name}_stderr"] = estimate.stderr[:num]
+    columns["num_examples"] = evaluation.num_examples[:num]
+    result = to_dataset(columns, grid, _long_names(evaluation.metrics))
+    loss = evaluation.metrics["loss"].mean
+    result.attrs["center_loss"] = float(loss[center])
+    result.attrs["nonfinite_points"] = int((~np.isfinite(loss[:num])).sum())
+    return result
+
+
+def _long_names(metrics: Iterable[str]) -> dict[str, str]:
+    """What each variable is, in words."""
+    names = {}
+    for name in metrics:
+        names[name] = f"mean {name} over the examples"
+        names[f"{name}_stderr"] = f"standard error of the mean {name}"
+    return names
+
+
+def _load_attrs(evaluation: Evaluation) -> dict[str, int]:
+    """How much went side by side; of several terms, with their names."""
+    return {
+        f"{name}_{term}" if term else name: value
+        for term, load in evaluation.loads.items()
+        for name, value in load._asdict().items()
+    }

@@ -50,7 +50,7 @@ nodes = st.recursive(
 )
 trees = nodes.filter(lambda tree: any(x.size for x in jax.tree.leaves(tree)))
 axes = st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.25, 1.0, 2.0]), min_size=1, max_size=4, unique=True)
-RARE = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+RARE = settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def loss(params, x):

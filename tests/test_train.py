@@ -9,6 +9,7 @@ import pytest
 import jaxscape as js
 import train
 from jaxscape import datasets, runs, trees
+from tests.problems import slow_but
 from tests.test_datasets import random_batches, write_binary
 from tests.training import NETWORK, OPTIONS, config, same
 from training.presets import PRESETS
@@ -83,8 +84,14 @@ def test_weight_norms_are_kept(run):
     np.testing.assert_allclose(rows[-1][kernel], np.linalg.norm(run.params["head"]["kernel"]), rtol=1e-6)
 
 
-def test_divergence_names_the_last_good_checkpoint(tmp_path, capsys):
-    options = [*NETWORK, "--epochs", "3", "--lr", "1e30", "--batch-size", "700"]
+@pytest.mark.parametrize("rate", slow_but([None], [None, "1e30"]))
+def test_divergence_names_the_last_good_checkpoint(tmp_path, monkeypatch, capsys, rate):
+    def broken(state, *_):  # without 10 s of compilation
+        return state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+
+    if rate is None:
+        monkeypatch.setattr(train, "make_step", lambda *_: broken)
+    options = [*NETWORK, "--epochs", "3", "--lr", rate or "0.1", "--batch-size", "700"]
     assert train.main([*options, "--out", str(tmp_path / "run")]) == 3
     message = capsys.readouterr().err
     assert "diverged: a weight became NaN or infinite in epoch 1. The last good checkpoint, of epoch 0" in message

@@ -109,6 +109,8 @@ def interpolation(
     name, last = list(curves.items())[-1]
     ends = [last.isel(alpha=place) for end in (0.0, 1.0) if (place := place_of(last, end)) is not None]
     with style():
+        if legend := ax.get_legend():
+            legend.set_loc("upper center")  # between the minimizers, where the accuracy is low
         for end in ends:
             ax.axvline(float(end.alpha), color="0.6", ls=":", lw=0.8, zorder=0)
         ax.set_xlabel(r"$\alpha$: $(1-\alpha)\,\theta_a+\alpha\,\theta_b$")

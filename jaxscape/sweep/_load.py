@@ -42,8 +42,8 @@ def load(path: str | Path) -> xr.Dataset:
             that the command line wrote.
 
     Returns:
-        The Dataset that the call gives. Where points are missing it is NaN there; then it has the variable ``done``,
-        and ``attrs["missing_points"]`` is their number.
+        The Dataset that the call gives; of `jaxscape.trajectory` its surface, without the path. Where points are
+        missing it is NaN; then it has the variable ``done``, and ``attrs["missing_points"]`` is their number.
 
     Raises:
         FileNotFoundError: There is nothing at this path.

@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
+PATIENCE = 8.0  # seconds from a signal to the end of the process, at most
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -33,8 +35,8 @@ class Interrupted(KeyboardInterrupt):
 def run_command(name: str, again: Sequence[str], command: Callable[[], int], *, debug: bool = False) -> int:
     """Run a command; whatever ends it is one line on standard error.
 
-    Ctrl-C and SIGTERM raise `Interrupted`; a second one ends the process at once. Notes of the exception
-    (`BaseException.add_note`) say what is kept.
+    Ctrl-C and SIGTERM raise `Interrupted`; PATIENCE seconds later, or at a second one, the process ends. Notes of the
+    exception (`BaseException.add_note`) say what is kept.
 
     Args:
         name: Of the program, in messages.
@@ -50,7 +52,12 @@ def run_command(name: str, again: Sequence[str], command: Callable[[], int], *, 
     def show(message: Any, *_: Any, **__: Any) -> None:
         print(f"{name}: warning: {_one_line(message)}", file=sys.stderr)
 
-    with _signals(), warnings.catch_warnings(), contextlib.nullcontext() if debug else _quiet():
+    go_on = f"Go on with: {shlex.join(again)}"
+    with (
+        _signals(f"{name}: {{}}. What was finished is kept. {go_on}"),
+        warnings.catch_warnings(),
+        contextlib.nullcontext() if debug else _quiet(),
+    ):
         warnings.showwarning = show
         try:
             return command()
@@ -58,7 +65,7 @@ def run_command(name: str, again: Sequence[str], command: Callable[[], int], *, 
             number = getattr(interrupt, "number", signal.SIGINT)
             kept = " ".join(getattr(interrupt, "__notes__", []))
             line = f"{SIGNALS[signal.Signals(number)]}. {kept}".strip()
-            _say(f"{name}: {line} Go on with: {shlex.join(again)}", debug)
+            _say(f"{name}: {line} {go_on}", debug)
             return 128 + number
         except (ValueError, TypeError, OSError, ImportError) as error:
             _say(f"{name}: error: {_described(error)}", debug)
@@ -105,7 +112,13 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
+def _signals(late: str) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM raise `Interrupted`, and end the process where that does not happen soon.
+
+    Args:
+        late: What to print then, with a place for the name of the signal.
+    """
+
     def again(number: int, _: FrameType | None) -> None:
         os._exit(128 + number)
 
@@ -118,10 +131,47 @@ def _signals() -> Iterator[None]:
     try:
         with contextlib.suppress(ValueError):  # signals belong to the main thread
             before = {number: signal.signal(number, first) for number in SIGNALS}
-        yield
+        with _watched(late) if before else contextlib.nullcontext():
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _watched(late: str) -> Iterator[None]:
+    """End the process PATIENCE seconds after a signal, or at the second one, from a thread of its own.
+
+    Python calls a handler only between its own instructions: while XLA compiles, for a minute maybe, there are none.
+    """
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+
+    def heard() -> int:
+        """The next signal of SIGNALS; 0 when the command is over."""
+        while (number := int.from_bytes(receiver.recv(1))) and number not in SIGNALS:
+            pass
+        return number
+
+    def watch() -> None:
+        number = heard()
+        receiver.settimeout(PATIENCE)
+        with contextlib.suppress(TimeoutError):
+            if not number or not heard():
+                return
+        print(late.format(SIGNALS[signal.Signals(number)]), file=sys.stderr, flush=True)
+        os._exit(128 + number)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        sender.close()
+        thread.join()
+        receiver.close()
 
 
 def _described(error: Exception) -> str:

@@ -141,7 +141,7 @@ VALUES = [
 QUICK = ("surface", "Grid", "load", "plot.line", "random_directions")
 
 
-# 31 values for each of 180 arguments; those that compile nothing are quick
+# 31 values for each of 181 arguments; those that compile nothing are quick
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in CALLS])
 def test_a_malformed_call_names_the_argument(name, tmp_path, monkeypatch):

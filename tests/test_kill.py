@@ -19,7 +19,7 @@ import xarray as xr
 
 import jaxscape as js
 from jaxscape.sweep import Layout, Store, _shares
-from tests.problems import launch, slow_but
+from tests.problems import launch, slow_but, slow_unless
 from tests.training import OPTIONS, same
 
 ROOT = Path(js.__file__).parents[1]
@@ -179,6 +179,34 @@ def test_twenty_kills_of_a_training_change_no_bit(run, tmp_path):
         process.communicate()
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     same(js.load_run(out).variables, run.variables)
+
+
+DEAF = """
+import hashlib, sys
+from jaxscape import interrupts
+interrupts.PATIENCE = float(sys.argv[1])
+def command():  # it lets other threads run, but is in C as long as it takes
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+interrupts.leave(interrupts.run_command("it", ["it", "--again"], command))
+"""
+
+
+@pytest.mark.parametrize(("patience", "signals"), [(0.5, 1), slow_unless(False, 100.0, 2)])
+def test_a_signal_that_python_does_not_hear_ends_the_command(patience, signals):
+    process = subprocess.Popen(
+        [sys.executable, "-c", DEAF, str(patience)],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    for _ in range(signals):
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+    assert process.communicate()[1] == "it: terminated. What was finished is kept. Go on with: it --again\n"
 
 
 @pytest.mark.slow

@@ -74,7 +74,8 @@ def interpolate(
             it is `SMALL`, or what it is at an end if that is less. ``attrs["clipped_points"]`` counts the points where
             this happens, ``attrs["clipped_variances"]`` the variances at the worst of them.
 
-            ``"frozen"``: those of params_a everywhere; or those that loss_fn holds, where the pytrees have none.
+            ``"frozen"``: those of params_a everywhere; or those that loss_fn holds, where the pytrees have none. That a
+            loss_fn of your own holds statistics which params lack is not noticed under any policy.
 
             ``"reestimate"``: at each point the mean over batches of ``statistics_data`` of what batch norm computes in
             training mode. It needs the loss_fn of `load_run`; for other models pass a function

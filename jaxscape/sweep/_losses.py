@@ -74,6 +74,7 @@ class Options(NamedTuple):
         """
         result = cls(load=(as_batch_size(batch_size), _as_points_per_step(points_per_step)), **options)
         _check_tolerance(result.rtol, result.atol)
+        checks.check_count(result.seed, "seed", 0)
         checks.check_mesh(result.mesh)
         return result
 

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from tqdm.auto import tqdm
 
 from jaxscape import checks, trees
-from jaxscape.arguments import checked
+from jaxscape.arguments import blamed, checked
 from jaxscape.directions import direction_between
 from jaxscape.grid import Grid
 from jaxscape.normalize import running_statistics
@@ -50,8 +50,9 @@ def interpolate(
     """The loss on the straight line through two minimizers (paper sections 3 and 5; Goodfellow et al. 2015).
 
     ``L((1 - alpha) * params_a + alpha * params_b)``, over ALL leaves: at alpha = 0 and 1 it is the loss of params_a and
-    of params_b, to the bit. Batch norm's running statistics take part if they are in the pytrees, as they must when two
-    independently trained networks are joined: with the statistics of another network the loss is another function.
+    of params_b, to the bit; where their dtypes differ both are in the wider one. Batch norm's running statistics take
+    part if they are in the pytrees, as they must when two independently trained networks are joined: with the
+    statistics of another network the loss is another function.
 
     >>> import jax.numpy as jnp
     >>> def loss(p, x):
@@ -97,7 +98,8 @@ def interpolate(
         A Dataset over ``alpha``, as `surface` gives it.
 
     Raises:
-        ValueError: The leaves of params_a and params_b differ; the loss_fn of a run is given params without the running
+        ValueError: The leaves of params_a and params_b differ; a function ``statistics`` gives something else than
+            leaves of params; the loss_fn of a run is given params without the running
             statistics that the run has, and ``statistics`` is not ``"frozen"``; ``"reestimate"`` is asked for with a
             loss_fn that cannot do it, or with bfloat16; or as in `surface`.
         TypeError: As in `surface`.
@@ -105,6 +107,7 @@ def interpolate(
     refuse_inside_transform("js.interpolate")
     params_a = checks.as_params(params_a, "params_a")
     params_b = checks.like(params_a, params_b, "params_b")
+    params_a, params_b = _of_common_dtypes(params_a, params_b)
     options = Options.of(
         rtol=rtol,
         atol=atol,
@@ -135,7 +138,7 @@ def interpolate(
         attrs |= {"clipped_points": int((clipped > 0).sum()), "clipped_variances": int(clipped.max())}
         loss_fn = _each(loss_fn, lambda f: lambda params, batch: f(_at_least(params, floor), batch))
     if policy == "reestimate":
-        function = statistics if callable(statistics) else loss_fn.batch_statistics  # type: ignore[union-attr]
+        function: Any = statistics if callable(statistics) else _attribute(loss_fn, "batch_statistics")[0]
         points = alphas if 0 in alphas else np.append(alphas, 0.0)  # params_a is evaluated, too
         examples = data if statistics_data is None else statistics_data
         table = _reestimated(function, *ends, points, examples, progress)
@@ -189,6 +192,10 @@ def loss_barrier(line: xr.Dataset, *, metric: str = "loss") -> Barrier:
         raise TypeError(f"line is {type(line).__name__}, expected the Dataset of js.interpolate.")
     if metric not in line:
         raise ValueError(f"metric is {metric!r}, expected one of the variables of line {sorted(map(str, line))}.")
+    if line[metric].ndim != 1:
+        raise ValueError(
+            f"line has the dimensions {line[metric].dims}, expected one, alpha, as js.interpolate gives it."
+        )
     ends = [place for end in (0.0, 1.0) if (place := place_of(line, end)) is not None]
     if len(ends) < 2:
         raise ValueError(
@@ -215,7 +222,7 @@ def place_of(line: xr.Dataset, alpha: float) -> int | None:
     Returns:
         Its number; None where there is none.
     """
-    if line.loss.dims != ("alpha",):
+    if not line.sizes.get("alpha"):
         return None
     nearest = int(np.abs(line.alpha.values - alpha).argmin())
     return nearest if abs(line.alpha.values[nearest] - alpha) <= _SAME else None
@@ -236,14 +243,15 @@ def _policy(statistics: Any, loss_fn: Any, params: Params, compute_dtype: str | 
     if not callable(statistics) and statistics not in _POLICIES:
         raise ValueError(f"statistics is {statistics!r}, expected one of {', '.join(_POLICIES)}, or a function.")
     policy = "reestimate" if callable(statistics) else statistics
-    missing = sorted(set(getattr(loss_fn, "running_statistics", ())) - set(trees.leaf_names(params)))
+    known = {name for names in _attribute(loss_fn, "running_statistics") for name in names}
+    missing = sorted(known - set(trees.leaf_names(params)))
     if policy == "interpolate" and missing:
         raise ValueError(
             f"params_a and params_b lack the {len(missing)} running statistics that loss_fn takes from its checkpoint "
             f"({missing[0]}, ...): at alpha = 1 the loss would not be that of params_b. Pass run.variables of both "
             "runs, or statistics='frozen' if you mean it."
         )
-    if policy == "reestimate" and not callable(statistics) and not hasattr(loss_fn, "batch_statistics"):
+    if policy == "reestimate" and not callable(statistics) and not _attribute(loss_fn, "batch_statistics"):
         raise ValueError(
             "statistics is 'reestimate', but loss_fn does not say how: only that of js.load_run does. Pass a function "
             "statistics(params, batch) that gives the statistics of a batch."
@@ -266,6 +274,18 @@ def _each(loss_fn: Any, change: Callable[[LossFn], LossFn]) -> Any:
     return {name: change(f) for name, f in loss_fn.items()} if isinstance(loss_fn, Mapping) else change(loss_fn)
 
 
+def _attribute(loss_fn: Any, name: str) -> list[Any]:
+    """An attribute of a loss, or of each of several terms that has it."""
+    functions = loss_fn.values() if isinstance(loss_fn, Mapping) else [loss_fn]
+    return [getattr(function, name) for function in functions if hasattr(function, name)]
+
+
+def _of_common_dtypes(a: Params, b: Params) -> tuple[Params, Params]:
+    """Both ends with leaves that hold the values of both."""
+    dtypes = jax.tree.map(lambda x, y: jnp.promote_types(x.dtype, y.dtype), a, b)
+    return tuple(jax.tree.map(lambda x, dtype: jnp.asarray(x, dtype), tree, dtypes) for tree in (a, b))
+
+
 def _with_statistics_of(a: Params, b: Params) -> Params:
     kinds = running_statistics(a)
     leaves, treedef = jax.tree.flatten(b)
@@ -275,9 +295,10 @@ def _with_statistics_of(a: Params, b: Params) -> Params:
 
 def _floors(a: Params, b: Params) -> list[Array | None]:
     """For each leaf that is a variance its least values. Both ends have at least these, and do not change."""
-    return [
-        jnp.minimum(jnp.minimum(x, y), SMALL) if kind == "variance" else None
-        for kind, x, y in zip(running_statistics(a), *map(jax.tree.leaves, (a, b)), strict=True)
+    lowest = [jnp.minimum(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)]
+    return [  # what is negative at an end is a weight that has the name of a variance
+        jnp.minimum(low, SMALL) if kind == "variance" and not (low < 0).any() else None
+        for kind, low in zip(running_statistics(a), lowest, strict=True)
     ]
 
 
@@ -293,7 +314,8 @@ def _count_clipped(a: Params, b: Params, alphas: np.ndarray) -> np.ndarray:
     for floor, x, y in zip(_floors(a, b), *map(jax.tree.leaves, (a, b)), strict=True):
         if floor is not None:
             x, y, floor = (np.asarray(value, np.float64).ravel() for value in (x, y, floor))
-            counts += [int(((1 - alpha) * x + alpha * y < floor).sum()) for alpha in alphas]
+            least = floor - _SAME * np.maximum(x, y)
+            counts += [int(((1 - alpha) * x + alpha * y < least).sum()) for alpha in alphas]
     return counts
 
 
@@ -308,6 +330,17 @@ def _reestimated(
     """The statistics at each point, along a leading axis: means over the batches, weighted by their examples."""
     examples = num_examples(data, "statistics_data")
     starts = range(0, examples, _BATCH)
+    with blamed("statistics", "with params and a batch of data"):
+        result = jax.eval_shape(statistics, a, rows_of(data, slice(0, _BATCH)))
+    shapes = trees.named_shapes(a)
+    whole = trees.overlay(a, result)
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (whole, a)]
+    same = structures[0] == structures[1] and trees.named_shapes(whole) == shapes
+    if not same or not result:
+        raise ValueError(
+            "statistics returned something else than nested dicts with some of the leaves of params, in their shapes: "
+            f"{trees.named_shapes(result)}; params have {shapes}."
+        )
 
     @jax.jit
     def of_batch(alpha: Array, batch: Data) -> Params:

@@ -129,7 +129,8 @@ def displace(params: Params, basis: Params, coords: Float[Array, " axes"]) -> Pa
         dtype = working_dtype(p)
         moved = p.astype(dtype)
         for k in range(d.shape[0]):  # unrolled: XLA fuses it into one pass, and no matrix product rounds to TF32
-            moved = moved + coords[k].astype(dtype) * d[k].astype(dtype)
+            step = coords[k].astype(dtype) * d[k].astype(dtype)
+            moved = moved + jnp.where(coords[k] == 0, 0, step)  # 0 times an infinite entry would be NaN
         return moved.astype(p.dtype)
 
     return jax.tree.map(leaf, params, basis)

@@ -152,8 +152,58 @@ def test_mistakes(options, error, match):
 
 
 def test_forgotten_statistics_are_noticed(run):
-    with pytest.raises(ValueError, match=r"lack the \d+ running statistics that loss_fn takes from its checkpoint"):
-        js.interpolate(run.params, run.params, run.loss_fn, run.test_data, progress=False)
+    terms = {"ce": run.loss_fn}, {"ce": run.test_data}
+    for loss_fn, data in ((run.loss_fn, run.test_data), terms):
+        with pytest.raises(ValueError, match=r"lack the \d+ running statistics that loss_fn takes from its checkpoint"):
+            js.interpolate(run.params, run.params, loss_fn, data, progress=False)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda p, x: {},
+        lambda p, x: {"mean": x.mean(0)},
+        lambda p, x: {"norm": {"mean": x.mean(0)[:1]}},
+        lambda p, x: {"norm": {"mean": x.mean(0), "average": x.mean(0)}},
+        lambda p, x: [x.mean(0)],
+    ],
+)
+def test_statistics_that_are_no_leaves_of_params_are_refused(wrong):
+    with pytest.raises(
+        ValueError, match="statistics returned something else than nested dicts with some of the leaves"
+    ):
+        line(A, B, statistics=wrong)
+
+
+def test_what_a_statistics_function_raises_names_it():
+    with pytest.raises(TypeError) as caught:
+        line(A, B, statistics=lambda p, x: p["norm"] + 1)
+    assert "statistics raised this, called with params and a batch of data." in caught.value.__notes__
+
+
+def test_ends_of_different_dtypes_are_in_the_wider_one():
+    a, b = (mlp_params(seed=i, dtype=dtype) for i, dtype in enumerate((jnp.float16, jnp.float32)))
+    ds = js.interpolate(a, b, mlp_loss, DATA, grid=js.Grid.line(0, 1, 2), batch_size=23, progress=False)
+    alone = js.surface(b, mlp_loss, DATA, directions=[b], grid=js.Grid.line(0, 0, 1), batch_size=23, progress=False)
+    assert ds.loss[1] == alone.loss[0]
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_broken_end_leaves_the_other_end_as_it_is(broken):
+    ds = line(A, network(scale=broken), js.Grid.line(0, 1, 3))
+    np.testing.assert_allclose(ds.loss[0], mean_loss(A), rtol=1e-12)
+    assert not np.isfinite(ds.loss[1:]).any()
+
+
+def test_weights_with_the_names_of_statistics_are_not_clipped():
+    a, b = ({"vae": {"mean": jnp.ones(2), "var": jnp.array(v)}} for v in ([-1.0, 2.0], [6.0, -3.0]))
+    ds = line(a, b, loss_fn=lambda p, x: jnp.sum(p["vae"]["var"] * jnp.array([1.0, 2.0])) + 0 * x[:, 0])
+    np.testing.assert_allclose(ds.loss, 3 * (1 - ds.alpha), atol=1e-12)
+
+
+def test_rounding_is_not_counted_as_clipping():
+    dead = network(var=np.random.default_rng(0).uniform(1e-7, 9e-6, 3).astype(np.float32))
+    assert line(dead, dead, js.Grid.line(-0.5, 1.5, 11)).attrs["clipped_points"] == 0
 
 
 def test_the_statistics_of_a_run_are_reestimated(run):
@@ -208,6 +258,12 @@ def test_a_line_that_is_not_finite_has_no_barrier():
     [
         (3, {}, TypeError, "line is int, expected the Dataset of js.interpolate"),
         (barrier_line([1, 2], [0, 0.9]), {}, ValueError, "line has no points at alpha = 0 and 1, expected both ends"),
+        (
+            barrier_line([1, 2], [0, 1]).expand_dims(b=2),
+            {},
+            ValueError,
+            "line has the dimensions .*, expected one, alpha",
+        ),
         (barrier_line([1, 2], [0, 1]), {"metric": "x"}, ValueError, r"metric is 'x', expected one of .* \['loss'\]"),
     ],
 )

@@ -69,17 +69,19 @@ def line(args: argparse.Namespace) -> None:
 def interpolate(args: argparse.Namespace) -> None:
     """Measure and draw the train and the test loss on the line through two runs, and print the barrier between them."""
     runs = [js.load_run(path) for path in (args.run, args.other)]
-    datasets = [run.config["dataset"] for run in runs]
-    if datasets[0] != datasets[1]:
-        raise ValueError(
-            f"{args.run} is of {datasets[0]} and {args.other} of {datasets[1]}; expected the same data set."
-        )
+    for name in ("dataset", "loss", "label_noise"):
+        one, other = (run.config.get(name) for run in runs)
+        if one != other:
+            raise ValueError(f"{name} is {one!r} in {args.run} and {other!r} in {args.other}; expected the same.")
+    paths = [str(run.path.resolve()) for run in runs]
     ends = [run.params if args.statistics == "frozen" else run.variables for run in runs]
     folder, grid = Path(args.out or runs[0].path), js.Grid.line(args.range[0], args.range[1], args.points)
     stem = f"interpolate_{runs[1].path.name}"
     outs = {split: folder / f"{stem}_{split}.zarr" for split in ("train", "test")}
     for out in outs.values():
         check_replaceable(out)
+        if out.exists() and (before := js.load(out).attrs.get("runs", paths)) != paths:
+            raise ValueError(f"{out} is the line from {before[0]} to {before[1]}; choose another --out.")
     folder.mkdir(parents=True, exist_ok=True)
     results = {}
     for split, out in outs.items():
@@ -96,7 +98,7 @@ def interpolate(args: argparse.Namespace) -> None:
         )
         results[split] = result.assign_attrs(title=f"{name_of(runs[0])}: {runs[0].path.name} to {runs[1].path.name}")
         if not jax.process_index():
-            write(results[split].assign_attrs(split=split), out)
+            write(results[split].assign_attrs(split=split, runs=paths), out)
             shutil.rmtree(partial(out), ignore_errors=True)  # the complete result is written
     if jax.process_index():
         return

@@ -240,7 +240,7 @@ def _as_line(grid: Any) -> Grid:
 
 def _policy(statistics: Any, loss_fn: Any, params: Params, compute_dtype: str | None) -> str:
     """The policy's name; it is refused where its numbers would not be what they are taken for."""
-    if not callable(statistics) and statistics not in _POLICIES:
+    if not callable(statistics) and not (isinstance(statistics, str) and statistics in _POLICIES):
         raise ValueError(f"statistics is {statistics!r}, expected one of {', '.join(_POLICIES)}, or a function.")
     policy = "reestimate" if callable(statistics) else statistics
     known = {name for names in _attribute(loss_fn, "running_statistics") for name in names}

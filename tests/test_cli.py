@@ -71,7 +71,13 @@ def fake_load_run(path):
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} is no run")
-    config = {"arch": "mlp", "dataset": "normal", "noshort": path.name == "plain", "seed": len(path.name)}
+    config = {
+        "arch": "mlp",
+        "dataset": "normal",
+        "loss": "mse" if path.name == "mse" else "crossentropy",
+        "noshort": path.name == "plain",
+        "seed": len(path.name),
+    }
     return FakeRun(
         checkpoints=Checkpoints(
             (0, 1, 2, 3), lambda i: {"params": on_the_way(i), "batch_stats": {"mean": jnp.ones(2)}}
@@ -517,3 +523,14 @@ def test_interpolate_is_that_of_the_library(run, tmp_path, capsys):
     assert is_png(run / "interpolate_plain.png")
     assert "barrier 0 (standard error at most" in capsys.readouterr().out
     assert sorted(path.suffix for path in run.iterdir()) == [".png", ".zarr", ".zarr"]
+
+
+def test_interpolate_refuses_runs_that_do_not_go_together(run, tmp_path, capsys):
+    for folder in ("mse", "a/plain", "b/plain"):
+        (tmp_path / folder).mkdir(parents=True)
+    line = ["interpolate", str(run), "--points", "2", "--range", "0", "1", "--out", str(tmp_path / "out")]
+    assert cli.main([*line[:2], str(tmp_path / "mse"), *line[2:]]) == 2
+    assert "loss is 'crossentropy' in" in capsys.readouterr().err
+    assert cli.main([*line[:2], str(tmp_path / "a" / "plain"), *line[2:]]) == 0
+    assert cli.main([*line[:2], str(tmp_path / "b" / "plain"), *line[2:]]) == 2
+    assert "choose another --out" in capsys.readouterr().err

@@ -83,7 +83,7 @@ def epoch_checkpoints(run: Path) -> Checkpoints:
         step = epochs[index]
         folder = _folder(path, step)
         arrays = _verified(run, CHECKPOINTS, step, "variables", lambda: _read(folder, _tree_of_names(folder)))
-        return jax.tree.map(jnp.asarray, arrays)
+        return jax.device_put(arrays)
 
     return Checkpoints(epochs, variables)
 

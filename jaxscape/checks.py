@@ -102,7 +102,8 @@ def _as_array(leaf: Any) -> Array:
     Returns:
         The array, on the same devices.
     """
-    array = jnp.asarray(leaf)
+    # `jnp.asarray` compiles a program for each shape of NumPy arrays (jax 0.10)
+    array = jax.device_put(leaf) if isinstance(leaf, np.ndarray | np.generic) else jnp.asarray(leaf)
     sharding = getattr(array, "sharding", None)
     if not isinstance(sharding, NamedSharding) or AxisType.Explicit not in sharding.mesh.axis_types:
         return array

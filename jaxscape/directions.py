@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jaxtyping import Array, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from jaxscape import checks, trees
 from jaxscape.arguments import checked
@@ -81,7 +81,7 @@ class Directions:
             return Directions(jax.tree.map(lambda x: x[index], self.basis), self.rules, self.recipe)
         if not -len(self) <= index < len(self):
             raise IndexError(f"direction {index} of {len(self)}")
-        return jax.tree.map(lambda x: x[index], self.basis)
+        return _at(self.basis, index)
 
     def __iter__(self) -> Iterator[Params]:
         return (self[i] for i in range(len(self)))
@@ -253,30 +253,60 @@ def random_directions(
     return Directions(jax.tree.unflatten(treedef, basis), tuple(rules), tuple((k, str(v)) for k, v in recipe.items()))
 
 
-CHUNK = 2**20  # entries in one draw: the generator needs 12 more bytes for each, for a large leaf 3 times its size
+@jax.jit
+def _at(basis: Params, index: int) -> Params:
+    return jax.tree.map(lambda x: x[index], basis)
+
+
+BLOCK = 2**16  # entries with one key; a large leaf needs little more memory than itself
+
+
+def _draw(
+    keys: Key[Array, " num"], rank: int, leaf: Array, norm: Norm | None, axes: tuple[int, ...]
+) -> Float[Array, "num ..."]:
+    """Draw one leaf of every direction.
+
+    Compiling the generator takes three times as long as the rest, so the leaves of up to a block share one program.
+
+    Returns:
+        The leaf with a leading axis of directions.
+    """
+    if leaf.size > BLOCK:
+        return _large(keys, rank, leaf, norm, axes)
+    return _rescaled(_first_block(keys, rank, trees.working_dtype(leaf)), leaf, norm, axes)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _first_block(keys: Key[Array, " num"], rank: int, dtype: Any) -> Float[Array, "num block"]:
+    return jax.lax.map(lambda key: _block(jax.random.fold_in(key, rank), 0, dtype), keys)
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "axes"))
-def _draw(keys: Key[Array, " num"], index: int, leaf: Array, norm: Norm | None, axes: tuple[int, ...]) -> Array:
-    """Draw one leaf of every direction; this is compiled once per shape, not once per model."""
+def _rescaled(noise: Float[Array, "num block"], leaf: Array, norm: Norm | None, axes: tuple[int, ...]) -> Array:
+    return jax.vmap(lambda entries: rescale(entries[: leaf.size].reshape(leaf.shape), leaf, norm, axes))(noise)
+
+
+@functools.partial(jax.jit, static_argnames=("norm", "axes"))
+def _large(keys: Key[Array, " num"], rank: int, leaf: Array, norm: Norm | None, axes: tuple[int, ...]) -> Array:
+    """One direction after another, block by block."""
+    dtype = trees.working_dtype(leaf)
 
     def draw(key: PRNGKeyArray) -> Array:
-        noise = _normal(jax.random.fold_in(key, index), leaf.size, trees.working_dtype(leaf))
-        return rescale(noise.reshape(leaf.shape), leaf, norm, axes)
+        own = jax.random.fold_in(key, rank)
+
+        def fill(i: Array, noise: Array) -> Array:
+            return jax.lax.dynamic_update_slice(noise, _block(own, i, dtype), (i * BLOCK,))
+
+        blocks = -(-leaf.size // BLOCK)
+        noise = jax.lax.fori_loop(0, blocks, fill, jnp.zeros(blocks * BLOCK, dtype))
+        return rescale(noise[: leaf.size].reshape(leaf.shape), leaf, norm, axes)
 
     return jax.lax.map(draw, keys)
 
 
-def _normal(key: PRNGKeyArray, size: int, dtype: Any) -> Array:
-    """Draw ``size`` normal numbers in chunks; each chunk has a separate key."""
-    if size <= CHUNK:
-        return jax.random.normal(key, (size,), dtype)
-
-    def chunk(i: Array, noise: Array) -> Array:
-        part = jax.random.normal(jax.random.fold_in(key, i), (CHUNK,), dtype)
-        return jax.lax.dynamic_update_slice(noise, part, (i * CHUNK,))  # JAX moves the last start to fit
-
-    return jax.lax.fori_loop(0, -(-size // CHUNK), chunk, jnp.zeros(size, dtype))
+def _block(key: PRNGKeyArray, index: int | Array, dtype: Any) -> Float[Array, " block"]:
+    """Standard normal entries of a leaf, from ``index * BLOCK`` on."""
+    return jax.random.normal(jax.random.fold_in(key, index), (BLOCK,), dtype)
 
 
 @checked

@@ -1,5 +1,6 @@
 """Curvature at every point of a grid: the ends of the spectrum (paper figure 7), and what the plane shows of it."""
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -146,12 +147,11 @@ def eigenvalue_map(
     """
     refuse_inside_transform("js.eigenvalue_map")
     check_options(2, max_matvecs, tol, max_basis)
+    key = checks.as_key(key)
     options: dict[str, Any] = {"tol": tol, "max_matvecs": max_matvecs, "max_basis": max_basis}
-    point_keys = _point_keys(checks.as_key(key))
 
     def at_point(subspace: Subspace, matvec: Matvec, axes: PlaneAxes, point: int) -> dict[str, Any]:
-        first, later = point_keys(point)
-        noise = jax.random.normal(first, (subspace.size,), subspace.dtype)
+        noise, later = _noise(key, point, subspace.size, subspace.dtype)
         pairs = krylov(matvec, noise, later, Goal(2, "BE", tol), max_matvecs=max_matvecs, max_basis=max_basis)
         (low, high), (low_residual, high_residual) = np.asarray(pairs.values), np.asarray(pairs.residuals)
         with np.errstate(all="ignore"):
@@ -170,7 +170,7 @@ def eigenvalue_map(
 
     products = Options(batch_size, ignore, check)
     plane = _Plane(directions, grid, subset, products, mesh, store, seed, progress)
-    recipe = {"method": "lanczos", **options, "key": np.asarray(jax.random.key_data(checks.as_key(key))).tolist()}
+    recipe = {"method": "lanczos", **options, "key": np.asarray(jax.random.key_data(key)).tolist()}
     return _map(at_point, _ENDS, (params, loss_fn, data), recipe, plane)
 
 
@@ -345,6 +345,8 @@ def _check_subset(subset: int, examples: int) -> None:
         raise ValueError(f"subset is {subset}, expected between 1 and the {examples} examples of data.")
 
 
-def _point_keys(key: PRNGKeyArray) -> Callable[[int], PRNGKeyArray]:
-    """Two keys for each point, the same on any number of devices."""
-    return lambda point: jax.random.split(jax.random.fold_in(key, point), 2)
+@functools.partial(jax.jit, static_argnames=("size", "dtype"))
+def _noise(key: PRNGKeyArray, point: int, size: int, dtype: Any) -> tuple[Array, PRNGKeyArray]:
+    """Where Lanczos starts at a point, and a key for what it draws later; the same on any number of devices."""
+    first, later = jax.random.split(jax.random.fold_in(key, point), 2)
+    return jax.random.normal(first, (size,), dtype), later

@@ -1,5 +1,6 @@
 """The leaves that take part in curvature or in a path, and the conversion between pytrees and flat vectors."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -95,6 +96,7 @@ class Subspace(NamedTuple):
                 start = stop
         return out
 
+    @functools.partial(jax.jit, static_argnums=0)
     def embed(self, vector: Float[Array, " n"]) -> Params:
         """The pytree of a vector, with at least float32; ignored leaves are zero."""
         inside = iter(self.leaves(vector))
@@ -105,6 +107,7 @@ class Subspace(NamedTuple):
         ]
         return jax.tree.unflatten(self.treedef, leaves)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def extract(self, tree: Params) -> Float[Array, " n"]:
         """The vector of a pytree, without its ignored leaves."""
         return self.flatten(self.split(tree)[0])

@@ -18,6 +18,7 @@ def working_dtype(x: Array) -> jnp.dtype:
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
+@jax.jit
 def dot(a: Params, b: Params) -> Float[Array, ""]:
     """Inner product of two pytrees, the sum over all leaves and entries of ``a * b``.
 
@@ -39,6 +40,7 @@ def dot(a: Params, b: Params) -> Float[Array, ""]:
     return sum(jax.tree.leaves(jax.tree.map(leaf, a, b)), start=jnp.float32(0))
 
 
+@jax.jit
 def norm(tree: Params) -> Float[Array, ""]:
     """Euclidean norm over all leaves, also where the squares would overflow or underflow."""
     leaves = [length(x.astype(working_dtype(x))).reshape(()) for x in jax.tree.leaves(tree)]

@@ -17,7 +17,7 @@ KEY = jax.random.PRNGKey(0)
 def normal(tree, seed=0):
     """The same pytree with normal entries."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), tree)
+    return jax.tree.map(lambda leaf: jax.device_put(rng.normal(size=leaf.shape)), tree)
 
 
 class EquinoxBlock(eqx.Module):

@@ -34,7 +34,7 @@ def shaped(**shapes):
         inner = tree
         for module in modules:
             inner = inner.setdefault(module, {})
-        inner[name] = jnp.asarray(np.random.default_rng(len(path)).normal(size=shape))
+        inner[name] = jax.device_put(np.random.default_rng(len(path)).normal(size=shape))
     return tree
 
 

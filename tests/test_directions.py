@@ -205,9 +205,9 @@ def test_dot_keeps_full_precision_and_displace_is_affine():
 
 
 def test_a_large_leaf_is_normal_in_every_chunk():
-    size = 2 * directions.CHUNK + 5
+    size = 2 * directions.BLOCK + 5
     leaf = np.asarray(js.random_directions(0, jnp.ones((size, 1), jnp.float32), num=1, norm=None).basis[0, :, 0])
-    for part in (leaf[: directions.CHUNK], leaf[directions.CHUNK : 2 * directions.CHUNK]):
+    for part in (leaf[: directions.BLOCK], leaf[directions.BLOCK : 2 * directions.BLOCK]):
         assert scipy.stats.kstest(part, "norm").pvalue > 1e-3
     assert np.count_nonzero(leaf) == size
-    assert abs(np.corrcoef(leaf[: directions.CHUNK], leaf[-directions.CHUNK :])[0, 1]) < 5e-3
+    assert abs(np.corrcoef(leaf[: directions.BLOCK], leaf[-directions.BLOCK :])[0, 1]) < 5e-3

@@ -106,7 +106,6 @@ def extreme_eigenvalues(
     return as_extremes(pairs, operator.subspace)
 
 
-_embed = jax.jit(Subspace.embed, static_argnums=0)
 _embed_rows = jax.jit(lambda subspace, rows: jax.vmap(subspace.embed)(rows), static_argnums=0)
 
 
@@ -117,8 +116,8 @@ def as_extremes(pairs: Pairs, subspace: Subspace) -> Extremes:
         max_eigenvalue=pairs.values[1],
         min_residual=pairs.residuals[0],
         max_residual=pairs.residuals[1],
-        min_eigenvector=_embed(subspace, pairs.vectors[0]),
-        max_eigenvector=_embed(subspace, pairs.vectors[1]),
+        min_eigenvector=subspace.embed(pairs.vectors[0]),
+        max_eigenvector=subspace.embed(pairs.vectors[1]),
         converged=pairs.converged.all(),
         num_matvecs=pairs.num_matvecs,
     )

@@ -78,20 +78,18 @@ def krylov(
     del first
 
     def grow(space: Space) -> Space:
-        full = space.size == len(space.projected)
-        space = _if(full, functools.partial(_restart, num=num, which=which), space)
-        space = _judged(_extend(space, _image(matvec, space.vector)), goal)
-        return _if(~space.done & (space.left == 0), _go_on, space)
+        space = _judged(_extend(space, _image(matvec, space.vector)), goal, max_matvecs - num)
+        exhausted, full = _flags(space)
+        space = _if(exhausted, _go_on, space)
+        return _if(full, functools.partial(_restart, num=num, which=which), space)
 
-    space = _while(lambda s: ~s.done & (s.matvecs < max_matvecs - num), grow, space)
-    vectors, all_there, norm = _answer(space, goal)
-    matvecs, scale = space.matvecs + num, _known(space.scale)
+    space = _until_done(grow, space)
+    answer = _answer(space, goal)
     del space  # the basis
-    vectors = _of_norm_one(vectors)
-    measured = [_measured(v, matvec(v), scale) for v in vectors]
-    values, residuals = (jnp.stack(column) for column in zip(*measured, strict=True))
-    converged = small(residuals, values, norm, tol) & all_there
-    return Pairs(values * scale, vectors, residuals * scale, converged, matvecs)
+    vectors = _of_norm_one(answer.vectors)
+    measured = [_measured(v, matvec(v), answer.scale) for v in vectors]
+    values, residuals, converged = _judged_pairs(measured, answer._replace(vectors=None), tol)
+    return Pairs(values, vectors, residuals, converged, answer.matvecs)
 
 
 def check_options(num: int, max_matvecs: int, tol: float, max_basis: int) -> None:
@@ -137,12 +135,10 @@ def quadrature(
     space = _empty(first, key, steps, steps)
 
     def grow(space: Space) -> Space:
-        space = _extend(space, _image(matvec, space.vector))
-        return _if((space.size < steps) & (space.left == 0), _go_on, space)
+        space = _counted(_extend(space, _image(matvec, space.vector)), steps)
+        return _if(_flags(space)[0], _go_on, space)
 
-    space = _while(lambda s: s.size < steps, grow, space)
-    nodes, vectors = jnp.linalg.eigh((space.projected + space.projected.T) / 2)
-    return nodes * _known(space.scale), vectors[0] ** 2
+    return _quadrature(_until_done(grow, space))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -178,12 +174,45 @@ def _empty(first: Array, key: PRNGKeyArray, rows: int, products: int) -> Space:
     )
 
 
+class _Answer(NamedTuple):
+    """The vectors of the best Ritz values, and what is known of the space when it is gone.
+
+    Attributes:
+        vectors: As rows.
+        complete: Whether nothing is missing before each.
+        norm: Of the operator over ``scale``.
+        scale: The power of two that the operator is divided by.
+        matvecs: Products, with those that measure the residuals.
+    """
+
+    vectors: Float[Array, "num n"] | None
+    complete: Bool[Array, " num"]
+    norm: Float[Array, ""]
+    scale: Float[Array, ""]
+    matvecs: Int[Array, ""]
+
+
 @functools.partial(jax.jit, static_argnames="goal")
-def _answer(space: Space, goal: Goal) -> tuple[Float[Array, "num n"], Bool[Array, " num"], Float[Array, ""]]:
-    """The vectors of the best Ritz values, whether nothing is missing before each, and the norm of the operator."""
+def _answer(space: Space, goal: Goal) -> _Answer:
     ritz = ritz_pairs(space, goal.num, goal.which)
     vectors = _product(ritz.coordinates[:, : goal.num].T, space.basis)
-    return vectors, complete(space, ritz, goal), jnp.linalg.norm(space.projected)
+    norm, matvecs = jnp.linalg.norm(space.projected), space.matvecs + goal.num
+    return _Answer(vectors, complete(space, ritz, goal), norm, _known(space.scale), matvecs)
+
+
+@functools.partial(jax.jit, static_argnames="tol")
+def _judged_pairs(measured: list[tuple[Array, Array]], answer: _Answer, tol: float) -> tuple[Array, Array, Array]:
+    """Values and residuals of the operator itself, and which are converged."""
+    values, residuals = (jnp.stack(column) for column in zip(*measured, strict=True))
+    converged = small(residuals, values, answer.norm, tol) & answer.complete
+    return values * answer.scale, residuals * answer.scale, converged
+
+
+@jax.jit
+def _quadrature(space: Space) -> tuple[Array, Array]:
+    """Nodes and weights."""
+    nodes, vectors = jnp.linalg.eigh((space.projected + space.projected.T) / 2)
+    return nodes * _known(space.scale), vectors[0] ** 2
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -205,13 +234,19 @@ def _image(matvec: Callable[[Array], Array], vector: Array) -> Array:
     return jnp.copy(image) if image is vector else image
 
 
-def _while(more: Callable[[Space], Array], body: Callable[[Space], Space], space: Space) -> Space:
+def _until_done(body: Callable[[Space], Space], space: Space) -> Space:
     """A loop on the device inside a transform, and on the host outside of one."""
     if isinstance(space.basis, jax.core.Tracer):
-        return lax.while_loop(more, body, space)
-    while more(space):
+        return lax.while_loop(lambda s: ~s.done, body, space)
+    while not space.done:
         space = body(space)
     return space
+
+
+@jax.jit
+def _flags(space: Space) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
+    """Whether a space that is to grow on is invariant, and whether its basis is full; in one program for the host."""
+    return ~space.done & (space.left == 0), ~space.done & (space.size == len(space.projected))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -246,13 +281,20 @@ def _known(scale: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="goal", donate_argnums=0)
-def _judged(space: Space, goal: Goal) -> Space:
+def _judged(space: Space, goal: Goal, max_matvecs: int) -> Space:
     """The space, done if it has all that is wanted or can have no more."""
     n, norm = len(space.vector), jnp.linalg.norm(space.projected)
     ritz = ritz_pairs(space, goal.num, goal.which)
     converged = small(ritz.bounds[: goal.num], ritz.values[: goal.num], norm, goal.tol) & complete(space, ritz, goal)
     broken = ~jnp.isfinite(norm)  # a NaN stays: no product can mend it
-    return space._replace(done=converged.all() | (space.size == n) | broken)
+    ended = (space.size == n) | (space.matvecs >= max_matvecs)
+    return space._replace(done=converged.all() | ended | broken)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _counted(space: Space, steps: int) -> Space:
+    """The space, done after so many products."""
+    return space._replace(done=space.size >= steps)
 
 
 def _if(condition: Array, function: Callable[[Space], Space], space: Space) -> Space:

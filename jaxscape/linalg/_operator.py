@@ -21,10 +21,6 @@ from jaxscape.types import Params
 Matvec = Callable[[Float[Array, " n"]], Float[Array, " n"]]
 
 
-_embed = jax.jit(Subspace.embed, static_argnums=0)
-_extract = jax.jit(Subspace.extract, static_argnums=0)
-
-
 class Operator:
     """A symmetric linear map on pytrees like params: ``H(v)`` or ``H @ v``.
 
@@ -96,8 +92,8 @@ class Operator:
             ValueError: v is not like params; the message has the path of the leaf.
             TypeError: A leaf of v is no floating array.
         """
-        vector = _extract(self.subspace, checks.like(self.subspace.params_like, v, "v"))
-        return _embed(self.subspace, self.matvec(vector))
+        vector = self.subspace.extract(checks.like(self.subspace.params_like, v, "v"))
+        return self.subspace.embed(self.matvec(vector))
 
     def __matmul__(self, v: Params) -> Params:
         return self(v)

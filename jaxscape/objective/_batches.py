@@ -1,5 +1,6 @@
 """In-memory data: one common example axis, cut into batches."""
 
+import functools
 import math
 from typing import Any
 
@@ -105,8 +106,9 @@ def stack_batches(data: Data, batch_size: int, shares: int) -> tuple[Data, np.nd
     batches = math.ceil(math.ceil(examples / size) / shares) * shares
 
     def leaf(x: Any) -> Any:
-        xp = jnp if isinstance(x, jax.Array) else np
-        x = xp.asarray(x)
+        if isinstance(x, jax.Array):
+            return _stacked(x, batches, size)
+        x = np.asarray(x)
         rows = np.arange(batches * size)
         whole = x if len(rows) == examples else x[np.minimum(rows, examples - 1)]
         return whole.reshape(batches, size, *x.shape[1:])
@@ -116,4 +118,22 @@ def stack_batches(data: Data, batch_size: int, shares: int) -> tuple[Data, np.nd
 
 def rows_of(data: Data, rows: Any) -> Data:
     """Some examples of the data, by a slice or an array of indices."""
-    return jax.tree.map(lambda x: (x if hasattr(x, "dtype") else np.asarray(x))[rows], data)
+
+    def leaf(x: Any) -> Any:
+        if isinstance(x, jax.Array) and isinstance(rows, np.ndarray):
+            return _take(x, rows)
+        return (x if hasattr(x, "dtype") else np.asarray(x))[rows]
+
+    return jax.tree.map(leaf, data)
+
+
+@jax.jit  # outside of `jax.jit` an index is five programs
+def _take(x: jax.Array, rows: jax.Array) -> jax.Array:
+    return x[rows]
+
+
+@functools.partial(jax.jit, static_argnames=("batches", "size"))
+def _stacked(x: jax.Array, batches: int, size: int) -> jax.Array:
+    padding = batches * size - len(x)
+    whole = jnp.concatenate([x, jnp.broadcast_to(x[-1:], (padding, *x.shape[1:]))]) if padding else x
+    return whole.reshape(batches, size, *x.shape[1:])

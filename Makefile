@@ -52,7 +52,7 @@ test: env
 	$(BIN)/python -m pytest
 
 test-all: env
-	$(BIN)/python -m pytest -m ''
+	JAX_NUM_CPU_DEVICES=8 $(BIN)/python -m pytest -m ''
 
 lint: env
 	$(BIN)/ruff check .

@@ -76,7 +76,7 @@ def plain_dict():
 
 @pytest.mark.parametrize(
     "make",
-    slow_but([equinox_cnn, plain_dict], [nnx_resnet, linen_cnn, equinox_cnn, plain_dict]),
+    slow_but([equinox_cnn], [nnx_resnet, linen_cnn, equinox_cnn, plain_dict]),
     ids=lambda f: f.__name__,
 )
 def test_the_same_call_works_and_is_right(make):

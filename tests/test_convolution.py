@@ -102,7 +102,7 @@ def compare(fun, x, k, backend="cpu"):
     same(results[2], expected)
 
 
-FEW_CASES = ("plain", "uneven", "stride", "dilated image", "groups", "odd layout", "float32")
+FEW_CASES = ("uneven", "stride", "groups", "float32")
 
 
 @pytest.mark.parametrize("case", [slow_unless(name in FEW_CASES, CASES[name]) for name in CASES], ids=CASES)
@@ -213,7 +213,7 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(["scan", "cond", "custom_jvp", "custom_vjp", "vmap"], WRAPPED))
+@pytest.mark.parametrize("name", slow_but(["scan", "custom_vjp", "vmap"], WRAPPED))
 def test_it_reaches_through(name):
     fun = WRAPPED[name]
     k = jnp.stack([K, 2 * K]) if name == "vmap" else K
@@ -410,7 +410,9 @@ BLOCKS = {  # the rewritten kernel's shape; in the layout (H, W, in, out)
 }
 
 
-@pytest.mark.parametrize(("case", "shape"), BLOCKS.values(), ids=BLOCKS)
+@pytest.mark.parametrize(
+    ("case", "shape"), [slow_unless(i % 2 == 0, *block) for i, block in enumerate(BLOCKS.values())], ids=BLOCKS
+)
 def test_blocks_of_pixels_on_a_gpu(case, shape):
     fun, x, k = problem(**{"space": (3, 8), "dtype": np.float32} | case)
     assert kernels_of(fast_convolutions(fun, backend="gpu"), x, k) == [shape]
@@ -447,7 +449,9 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
+@pytest.mark.parametrize(
+    "chain", [slow_unless(i % 2 == 0, chain) for i, chain in enumerate(CHAINS.values())], ids=CHAINS
+)
 @pytest.mark.parametrize("features", slow_but([16], [16, 96]), ids=["blocks", "single pixels"])
 def test_what_follows_a_convolution_becomes_part_of_it_on_a_gpu(features, chain):
     x, k, *numbers = (

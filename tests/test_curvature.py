@@ -86,12 +86,13 @@ def apply(product, params, seed=0):
 
 
 NAMES = ("mlp", "batch norm", "convolutions")
+QUICK = ((squared_error, False, "mlp"), (cross_entropy, True, "convolutions"))
 
 
 @pytest.mark.parametrize(
     ("name", "loss", "linearize"),
     [
-        slow_unless((loss is cross_entropy) == linearize and linearize == (name != "mlp"), name, loss, linearize)
+        slow_unless((loss, linearize, name) in QUICK, name, loss, linearize)
         for name in NAMES
         for loss in (cross_entropy, squared_error)
         for linearize in (True, False)
@@ -104,8 +105,8 @@ def test_products_equal_the_dense_hessian(name, loss, linearize):
     np.testing.assert_allclose(image, matrix @ v, rtol=1e-10, atol=1e-10 * np.linalg.norm(matrix @ v))
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 23, "auto"])
-@pytest.mark.parametrize("devices", slow_but([3], [1, 3, 8]))
+@pytest.mark.parametrize("batch_size", slow_but([5, "auto"], [1, 5, 23, "auto"]))
+@pytest.mark.parametrize("devices", slow_but([3], [1, 3, 4]))
 def test_products_do_not_depend_on_batches_and_devices(batch_size, devices):
     _, loss_fn, params, data = problem("mlp")
     expected = apply(js.hvp(loss_fn, params, data, batch_size=23, mesh=mesh(1)), params)[1]
@@ -123,7 +124,7 @@ def test_products_are_symmetric_and_linear():
     np.testing.assert_allclose(both, 2 * ha - hb, atol=1e-12)
 
 
-@pytest.mark.parametrize("devices", [1, 3])
+@pytest.mark.parametrize("devices", slow_but([3], [1, 3]))
 def test_a_batch_mean_is_weighted_by_its_examples(devices):
     _, loss_fn, params, data = problem("mlp")
 
@@ -157,7 +158,7 @@ def test_a_dict_with_other_metrics_and_padding_with_nan():
     np.testing.assert_allclose(image, expected @ v, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(["mlp", "convolutions"], NAMES))
 def test_gauss_newton(name):
     model, loss_fn, params, data = problem(name)
     flat, unravel = ravel_pytree(params)
@@ -210,7 +211,7 @@ def test_linear_functions_are_kept_where_memory_allows(monkeypatch, name, free, 
 @pytest.mark.parametrize(
     ("name", "loss"),
     [
-        slow_unless((loss is cross_entropy) == (name == "convolutions"), name, loss)
+        slow_unless((loss is cross_entropy) == (name == "convolutions") and name != "batch norm", name, loss)
         for name in NAMES
         for loss in (cross_entropy, squared_error)
     ],
@@ -227,7 +228,7 @@ def test_extreme_eigenvalues_equal_the_dense_ones(name, loss):
         np.testing.assert_allclose(vector * np.sign(vector @ expected), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("which", slow_but(["LM", "BE"], ["LA", "SA", "LM", "BE"]))
+@pytest.mark.parametrize("which", slow_but(["LM"], ["LA", "SA", "LM", "BE"]))
 def test_top_eigenpairs_equal_the_dense_ones(which):
     _, loss_fn, params, data = problem("batch norm")
     matrix, values, _ = dense_of("batch norm")
@@ -290,7 +291,7 @@ def test_eigenvectors_are_axes_of_the_sharpest_plane():
 def test_trace_by_both_methods():
     _, loss_fn, params, data = problem("mlp")
     matrix, values, _ = dense_of("mlp")
-    matvecs = {"hutchinson": 200, "hutch++": 60}
+    matvecs = {"hutchinson": 80, "hutch++": 60}
     for method, num in matvecs.items():
         errors, bars = zip(
             *(
@@ -317,7 +318,7 @@ def test_trace_by_both_methods():
     [
         slow_unless(quick, method, num)
         for quick, method, num in (
-            (True, "hutchinson", 2),
+            (False, "hutchinson", 2),
             (True, "hutch++", 6),
             (False, "hutchinson", 6),
             (False, "hutch++", 9),

@@ -96,9 +96,10 @@ def test_second_differences_of_the_surface_are_the_planes_hessian(whole):
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", slow_but([(2, 4)], [(1, 1), (2, 4), (8, 1)]))
+@pytest.mark.parametrize("shape", slow_but([(2, 2)], [(1, 1), (2, 2), (-1, 1)]))
 def test_devices_do_not_matter(whole, shape):
-    mesh = Mesh(np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape), ("points", "data"))
+    devices = jax.devices() if -1 in shape else jax.devices()[: shape[0] * shape[1]]
+    mesh = Mesh(np.array(devices).reshape(shape), ("points", "data"))
     result = mapped(mesh=mesh)
     for name in ("min_eigenvalue", "max_eigenvalue", "plane_hessian"):
         np.testing.assert_allclose(result[name], whole[name], rtol=1e-9, atol=1e-12)

@@ -36,13 +36,13 @@ def batch_mean(params, batch):
 # ---- meshes and loads
 
 
-@pytest.mark.parametrize("shape", slow_but([(4, 2), (1, 8)], [(8, 1), (4, 2), (2, 4), (1, 8)]))
+@pytest.mark.parametrize("shape", slow_but([(-1, 2), (1, -1)], [(-1, 1), (-1, 2), (2, -1), (1, -1)]))
 @pytest.mark.parametrize("loss", [mlp_loss, batch_mean], ids=["examples", "means"])
 def test_points_and_data_shared_in_any_proportion(shape, loss):
     one = plane(loss, mesh=mesh(1))
-    ds = plane(loss, mesh=mesh(*shape))
+    ds = plane(loss, mesh=Mesh(np.array(jax.devices()).reshape(shape), ("points", "data")))
     np.testing.assert_allclose(ds.loss, one.loss, rtol=1e-12)
-    assert ds.attrs["num_devices"] == 8
+    assert ds.attrs["num_devices"] == jax.device_count()
     if loss is mlp_loss:
         np.testing.assert_allclose(ds.loss_stderr, one.loss_stderr, rtol=1e-10)
         np.testing.assert_array_equal(ds.accuracy, one.accuracy)
@@ -50,7 +50,7 @@ def test_points_and_data_shared_in_any_proportion(shape, loss):
 
 def test_a_mesh_of_data_only_and_one_of_three_axes():
     devices = np.array(jax.devices())
-    for other in (Mesh(devices, ("data",)), Mesh(devices.reshape(2, 2, 2), ("hosts", "chips", "data"))):
+    for other in (Mesh(devices, ("data",)), Mesh(devices.reshape(2, -1, 2), ("hosts", "chips", "data"))):
         np.testing.assert_allclose(plane(mesh=other).loss, plane(mesh=mesh(1)).loss, rtol=1e-12)
 
 
@@ -74,7 +74,7 @@ def test_batches_hold_every_example_once(examples, batch_size, shares):
 
 def test_values_of_single_examples_and_their_rows():
     (term,) = Objective.of(mlp_loss, PARAMS, DATA).terms
-    for share in (mesh(8), mesh(2, 4)):
+    for share in (mesh(jax.device_count()), mesh(2, jax.device_count() // 2)):
         program = Program(term, PARAMS, DIRECTIONS.basis, Load(4), mesh=share)
         values = program.values(np.zeros((3, 2)), 1, program.local_batches)()
         rows = program.examples(1, program.local_batches)
@@ -88,7 +88,7 @@ def test_values_of_single_examples_and_their_rows():
 # ---- precision
 
 
-@pytest.mark.parametrize("compute_dtype", ["float32", "tensorfloat32", "bfloat16"])
+@pytest.mark.parametrize("compute_dtype", slow_but(["float32", "bfloat16"], ["float32", "tensorfloat32", "bfloat16"]))
 def test_lower_precision_is_near(compute_dtype):
     ds = plane(compute_dtype=compute_dtype)
     error = np.abs(ds.loss / plane().loss - 1).max()

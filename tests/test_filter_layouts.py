@@ -12,6 +12,7 @@ import models
 from jaxscape import trees
 from jaxscape.normalize import Filters, filters_of_leaves, reasons_to_ignore, rescale, warn_of_doubts
 from tests import library_params as library
+from tests.problems import slow_but
 from tests.test_bias_norm import shaped
 
 
@@ -104,7 +105,7 @@ def test_axes_in_each_library(make, filter_axis, expected):
     assert axes(make(), filter_axis) == expected
 
 
-@pytest.mark.parametrize("layers", [2, 8])  # 8: as many as there are inputs
+@pytest.mark.parametrize("layers", slow_but([8], [2, 8]))  # 8: as many as there are inputs
 @pytest.mark.parametrize(
     ("layer", "stack", "filter_axis"),
     [

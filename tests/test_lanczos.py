@@ -44,7 +44,7 @@ def both_ends(spectrum, tol=1e-6, max_matvecs=400, **options):
 
 @pytest.mark.parametrize(
     ("name", "max_basis"),
-    [slow_unless(i % 8 == 4 * (basis == 8), name, basis) for i, name in enumerate(SPECTRA) for basis in (8, 40)],
+    [slow_unless(i % 16 == 12 * (basis == 8), name, basis) for i, name in enumerate(SPECTRA) for basis in (8, 40)],
 )
 def test_both_ends_of_given_spectra(name, max_basis):
     spectrum, tol = SPECTRA[name], 1e-6
@@ -119,7 +119,7 @@ def test_pytrees_of_several_dtypes():
     )
 
 
-@pytest.mark.parametrize("which", slow_but(["BE", "LA"], ["BE", "LA", "SA", "LM"]))
+@pytest.mark.parametrize("which", slow_but(["BE"], ["BE", "LA", "SA", "LM"]))
 def test_several_pairs_against_scipy(which):
     rng = np.random.default_rng(3)
     spectrum = np.concatenate([rng.normal(size=200), [9, 8, 7, -6, -8.5]])
@@ -237,7 +237,7 @@ def test_a_start_makes_residuals_small_sooner():
     assert warm.max_eigenvalue > 4.99 > early.max_eigenvalue
 
 
-@pytest.mark.parametrize("which", slow_but(["BE", "LM"], ["BE", "LA", "SA", "LM"]))
+@pytest.mark.parametrize("which", slow_but(["LM"], ["BE", "LA", "SA", "LM"]))
 def test_none_of_several_pairs_is_missed(which):
     spectrum = jnp.asarray(np.concatenate([np.random.default_rng(0).uniform(-1, 1, 500), [3, 4, 5, -4.5, -3.5, -2.5]]))
     best = {"BE": [-4.5, 5, -3.5, 4], "LA": [5, 4, 3], "SA": [-4.5, -3.5, -2.5], "LM": [5, -4.5, 4, -3.5]}[which]

@@ -247,33 +247,30 @@ def test_equal_weights_change_nothing():
         np.testing.assert_allclose(equal[name], plain[name], rtol=1e-6, atol=1e-15)
 
 
-def test_a_weight_counts_as_so_many_examples():
+V = {"a": jnp.ones((3, 1))}
+LINE = {"directions": [V], "grid": GRID, "progress": False}
+WEIGHTED = {
+    "surface": lambda params, d: js.surface(params, weighted, d, **LINE, batch_size=6).loss.values,
+    "hvp": lambda params, d: js.hvp(weighted, params, d, batch_size=6)(V)["a"],
+    "map": lambda params, d: js.eigenvalue_map(params, weighted, d, **LINE, tol=1e-8).max_eigenvalue.values,
+    "path": lambda params, d: js.trajectory([params, V], weighted, d, **LINE, origin=V).true_loss.values,
+    "ggn": lambda params, d: js.ggn_product(
+        lambda p, b: b[0] @ p["a"],
+        lambda out, b: {"loss": (out[:, 0] - b[1]) ** 2, "weight": b[2]},
+        params,
+        d,
+        batch_size=6,
+    )(V)["a"],
+}
+
+
+@pytest.mark.parametrize("name", slow_but(["surface", "hvp", "ggn"], WEIGHTED))
+def test_a_weight_counts_as_so_many_examples(name):
     """The mean with weights w is that of data in which each example stands w times."""
     params, (x, y, w) = weighted_problem()
     repeated = tuple(np.repeat(column, w.astype(int), axis=0) for column in (x, y, np.ones_like(w)))
-    v = {"a": jnp.ones((3, 1))}
-    for call in (
-        lambda d: js.surface(params, weighted, d, directions=[v], grid=GRID, batch_size=6, progress=False).loss.values,
-        lambda d: js.hvp(weighted, params, d, batch_size=6)(v)["a"],
-        lambda d: (
-            js.eigenvalue_map(
-                params, weighted, d, directions=[v], grid=GRID, tol=1e-8, progress=False
-            ).max_eigenvalue.values
-        ),
-        lambda d: (
-            js.trajectory(
-                [params, v], weighted, d, directions=[v], grid=GRID, origin=v, progress=False
-            ).true_loss.values
-        ),
-        lambda d: js.ggn_product(
-            lambda p, b: b[0] @ p["a"],
-            lambda out, b: {"loss": (out[:, 0] - b[1]) ** 2, "weight": b[2]},
-            params,
-            d,
-            batch_size=6,
-        )(v)["a"],
-    ):
-        np.testing.assert_allclose(call((x, y, w)), call(repeated), rtol=1e-8)
+    call = WEIGHTED[name]
+    np.testing.assert_allclose(call(params, (x, y, w)), call(params, repeated), rtol=1e-8)
 
 
 def test_the_hessian_of_a_weighted_mean_equals_the_dense_one():
@@ -611,7 +608,7 @@ WRONG = {
 }
 
 
-QUICK = ("dropout", "random", "tokens, sorted", "divided by the batch", "large examples")
+QUICK = ("dropout", "tokens, sorted", "divided by the batch", "large examples")
 
 
 @pytest.mark.check
@@ -621,17 +618,22 @@ def test_a_loss_that_is_no_mean_over_examples_is_refused(name):
     message = (
         r"loss_fn is no mean over examples: .* in batches of \d+ and .* \(1\) batch norm .* \(2\) .* \(3\) .*check=F"
     )
-    for call in (
-        lambda **o: js.surface(params, loss, data, directions=[params], grid=GRID, progress=False, **o),
-        lambda **o: js.hvp(loss, params, data, **o),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()
-        call(check=False)
+    options = {"directions": [params], "grid": GRID, "progress": False}
+    with pytest.raises(ValueError, match=message):
+        js.surface(params, loss, data, **options)
+    with pytest.raises(ValueError, match=message):
+        js.hvp(loss, params, data)
+    js.surface(params, loss, data, **options, check=False)
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("shape", [(40, 24, 24, 5), (200, 9, 9, 5)])
+def test_check_false_takes_a_product_as_it_is():
+    params, loss, data = WRONG["sum of a batch"]()
+    js.hvp(loss, params, data, check=False)
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("shape", slow_but([(200, 9, 9, 5)], [(40, 24, 24, 5), (200, 9, 9, 5)]))
 def test_a_call_traces_a_loss_once(shape, monkeypatch):
     """The batch that identifies a loss is that with which its first trial begins."""
     monkeypatch.setattr("jaxscape.engine._strategy.WORTH", np.inf)  # no other load is tried
@@ -676,11 +678,12 @@ RIGHT = {
     ),
     "prime number": lambda: (PARAMS, lambda p, x: (x @ p["w"]).sum(-1), np.ones((131, 2))),
 }
+QUICK_RIGHT = ("batch norm in evaluation", "batch mean", "one example", "not a number", "half precision")
 
 
 @pytest.mark.check
 @pytest.mark.parametrize("batch_size", slow_but(["auto"], ["auto", 1]))
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", slow_but(QUICK_RIGHT, RIGHT))
 def test_a_mean_over_examples_passes(name, batch_size):
     params, loss, data = RIGHT[name]()
     js.surface(params, loss, data, directions=[params], grid=GRID, progress=False, batch_size=batch_size)
@@ -703,11 +706,11 @@ NO_MEAN = {
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("call", NO_MEAN.values(), ids=NO_MEAN)
-def test_every_call_waits_for_the_verdict(call):
+@pytest.mark.parametrize("name", slow_but(["surface", "tolerance", "hvp", "ggn", "map"], NO_MEAN))
+def test_every_call_waits_for_the_verdict(name):
     """The check runs in a thread; no result is given before it has ended."""
     with pytest.raises(ValueError, match="is no mean over examples"):
-        call(lambda p, x: ((x @ p["w"] if jnp.ndim(p["w"]) else x) ** 2).sum(-1) / len(x))
+        NO_MEAN[name](lambda p, x: ((x @ p["w"] if jnp.ndim(p["w"]) else x) ** 2).sum(-1) / len(x))
 
 
 @pytest.mark.check

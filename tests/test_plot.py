@@ -9,7 +9,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.contour import QuadContourSet
 
 from jaxscape import plot
-from tests.problems import slow_but
+from tests.problems import slow_but, slow_unless
 
 KINDS = ("contour", "contourf", "heatmap", "surface3d")
 ALPHA, BETA = np.linspace(-1, 1, 9), np.array([0.0, 0.5, 2.0, 3.0, 4.0])  # not square, not evenly spaced
@@ -107,7 +107,7 @@ def test_surface3d_is_logarithmic_where_steep_and_its_ticks_are_losses():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("f", [bowl, steep], ids=["bowl", "steep"])
+@pytest.mark.parametrize("f", [slow_unless(False, bowl), steep], ids=["bowl", "steep"])
 def test_labels_colour_bar_and_count(kind, f):
     ax = getattr(plot, kind)(with_nans(surface(f, title="resnet20, train")))
     ax.figure.canvas.draw()
@@ -169,7 +169,7 @@ def test_no_finite_point_is_a_picture_that_says_so(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("value", slow_but([0.0, -2.0], [0.0, 0.3, -2.0, 1e30]))
+@pytest.mark.parametrize("value", slow_but([0.0], [0.0, 0.3, -2.0, 1e30]))
 def test_constant_surface(kind, value):
     ax = getattr(plot, kind)(surface(lambda a, b: value))
     ax.figure.canvas.draw()
@@ -185,7 +185,7 @@ def test_zero_loss_on_a_log_scale(kind):
 
 
 @pytest.mark.parametrize("log", [None, True, False])
-@pytest.mark.parametrize("value", [0.0, 1e-300, 1e300])
+@pytest.mark.parametrize("value", slow_but([0.0], [0.0, 1e-300, 1e300]))
 def test_a_line_of_one_value(value, log):
     ax = plot.line(surface(lambda a, b: value).isel(beta=0, drop=True), log=log)
     ax.figure.canvas.draw()
@@ -193,7 +193,7 @@ def test_a_line_of_one_value(value, log):
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "line"])
-@pytest.mark.parametrize("value", [1.7e308, -1.7e308])
+@pytest.mark.parametrize("value", slow_but([1.7e308], [1.7e308, -1.7e308]))
 def test_values_too_large_to_be_drawn(kind, value):
     result = surface(lambda a, b: np.where(a < 0, value, 1.0) + 0 * b)
     result = result.isel(beta=0, drop=True) if kind == "line" else result

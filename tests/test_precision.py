@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxscape as js
+from tests.problems import slow_but
 
 ONE = jax.sharding.Mesh(jax.devices()[:1], ("points",))
 POINT = js.Grid.plane((0, 1, 1), (0, 1, 1))
@@ -34,7 +35,7 @@ A, B = np.random.default_rng(0).normal(size=(2, N)).astype(np.float32)
     [(A, 3 * A), (A, np.float32(1.7) * A), (A, A + np.float32(1e-3) * B), (A, A + np.float32(1e-5) * B), (A, B)],
     ids=["3a", "1.7a", "angle 1e-3", "angle 1e-5", "independent"],
 )
-@pytest.mark.parametrize("lengths", [(1, 1), (2.0**10, 2.0**-13), (2.0**-50, 2.0**50)])
+@pytest.mark.parametrize("lengths", slow_but([(2.0**10, 2.0**-13)], [(1, 1), (2.0**10, 2.0**-13), (2.0**-50, 2.0**50)]))
 def test_curvatures_in_a_plane_of_any_angle_and_lengths(directions, lengths):
     u, v = directions
     scaled = [np.float32(length) * d for length, d in zip(lengths, directions, strict=True)]

@@ -1,5 +1,8 @@
 """The surface against plain loops, and the laws it must obey."""
 
+import os
+import subprocess
+import sys
 from typing import NamedTuple
 
 import jax
@@ -55,7 +58,7 @@ def test_equals_a_double_loop(grid, metric):
         np.testing.assert_array_equal(ds[name], axis)
 
 
-@pytest.mark.parametrize("batch_size", slow_but([1, 22], [1, 4, 22, 23, 1000]))
+@pytest.mark.parametrize("batch_size", slow_but([22], [1, 4, 22, 23, 1000]))
 def test_batch_size_does_not_matter(batch_size):
     whole = plane(batch_size=23)
     ds = plane(batch_size=batch_size)
@@ -64,15 +67,31 @@ def test_batch_size_does_not_matter(batch_size):
 
 
 @pytest.mark.parametrize("num_points", [1, 7, 8, 41])
-def test_one_device_equals_eight(num_points):
-    grid = js.Grid.line(-1, 1, num_points)
-    one, eight = (plane(grid=grid, directions=DIRECTIONS[:1], mesh=devices(n)) for n in (1, 8))
-    np.testing.assert_array_equal(one.loss, eight.loss)
-    assert (one.attrs["num_devices"], eight.attrs["num_devices"]) == (1, 8)
+def test_one_device_equals_all(num_points):
+    grid, most = js.Grid.line(-1, 1, num_points), jax.device_count()
+    one, several = (plane(grid=grid, directions=DIRECTIONS[:1], mesh=devices(n)) for n in (1, most))
+    np.testing.assert_array_equal(one.loss, several.loss)
+    assert (one.attrs["num_devices"], several.attrs["num_devices"]) == (1, most)
+
+
+EIGHT = """
+import numpy as np, tests.conftest, sys
+from tests.test_surface import plane
+ds = plane()
+np.savez(sys.argv[1], loss=ds.loss, devices=ds.attrs["num_devices"])
+"""
+
+
+def test_eight_devices(tmp_path):  # a process that compiles: 6 s
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", EIGHT, tmp_path / "eight.npz"], env=environment, check=True)
+    eight = np.load(tmp_path / "eight.npz")
+    assert eight["devices"] == 8
+    np.testing.assert_array_equal(eight["loss"], plane(mesh=devices(1)).loss)
 
 
 def test_all_local_devices_by_default():
-    assert plane().attrs["num_devices"] == jax.local_device_count() == 8
+    assert plane().attrs["num_devices"] == jax.local_device_count() > 1
 
 
 def test_swapping_the_directions_transposes():

@@ -67,7 +67,7 @@ def create(
 
     >>> import jax.numpy as jnp
     >>> model = create("resnet20", num_classes=3, image_shape=(8, 8, 1))
-    >>> model(jnp.zeros((2, 8, 8, 1))).shape
+    >>> jax.eval_shape(model, jnp.zeros((2, 8, 8, 1))).shape
     (2, 3)
 
     Args:

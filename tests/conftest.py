@@ -33,8 +33,13 @@ jax.config.update("jax_num_cpu_devices", int(os.getenv("JAX_NUM_CPU_DEVICES", "4
 jax.config.update("jax_enable_x64", True)
 mpl.use("Agg")
 # The same cases each time; a first case compiles.
-hypothesis.settings.register_profile("laws", max_examples=6, deadline=None, derandomize=True, database=None)
-hypothesis.settings.load_profile("laws")
+LAWS = {"deadline": None, "derandomize": True, "database": None}
+hypothesis.settings.register_profile("make test", max_examples=4, **LAWS)
+hypothesis.settings.register_profile("make test-all", max_examples=20, **LAWS)
+
+
+def pytest_configure(config):
+    hypothesis.settings.load_profile("make test" if "not slow" in config.option.markexpr else "make test-all")
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import jaxscape as js
 from jaxscape import engine
 from jaxscape.engine import Load, Program, _strategy
 from jaxscape.objective import Objective, cached_examples, stack_batches, trace
-from tests.problems import classification_data, launch, mlp_loss, mlp_params, slow_but
+from tests.problems import classification_data, launch, mlp_loss, mlp_params, slow_but, slow_unless
 
 PARAMS, DATA = mlp_params(), classification_data(examples=37)
 DIRECTIONS = js.random_directions(0, PARAMS)
@@ -36,8 +36,14 @@ def batch_mean(params, batch):
 # ---- meshes and loads
 
 
-@pytest.mark.parametrize("shape", slow_but([(-1, 2), (1, -1)], [(-1, 1), (-1, 2), (2, -1), (1, -1)]))
-@pytest.mark.parametrize("loss", [mlp_loss, batch_mean], ids=["examples", "means"])
+SHAPES = ((-1, 1), (-1, 2), (2, -1), (1, -1))
+QUICK = ((mlp_loss, (-1, 2)), (batch_mean, (1, -1)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape"),
+    [slow_unless((loss, shape) in QUICK, loss, shape) for loss in (mlp_loss, batch_mean) for shape in SHAPES],
+)
 def test_points_and_data_shared_in_any_proportion(shape, loss):
     one = plane(loss, mesh=mesh(1))
     ds = plane(loss, mesh=Mesh(np.array(jax.devices()).reshape(shape), ("points", "data")))

@@ -84,6 +84,8 @@ SLOW = (
     "plane_hessian",
     "weights",
     "bfloat16",
+    "interpolate",
+    "a loss on the way",
 )
 
 

@@ -98,11 +98,11 @@ def test_a_list_is_labelled_by_titles_or_places():
 
 
 def test_panels_side_by_side():
-    results = {f"run {i}": path(fingerprint=str(i)) for i in range(5)}
-    figure = plot.trajectories(results, columns=3)
+    results = {f"run {i}": path(fingerprint=str(i)) for i in range(3)}
+    figure = plot.trajectories(results, columns=2)
     drawn = [ax for ax in figure.axes if ax.axison]
     assert [ax.get_title() for ax in drawn] == list(results)
-    assert len(figure.axes) == 6
+    assert len(figure.axes) == 4
     assert all(len(lines(ax, "tab:blue")) == 2 and ax.get_legend() is None for ax in drawn)
     one = path(directions="random", norm="filter").assign(axis_variance=("axis", [3.2e-4, 0.0]))
     (ax,) = plot.trajectories({"one": one}).axes

@@ -1,8 +1,5 @@
 """The surface against plain loops, and the laws it must obey."""
 
-import os
-import subprocess
-import sys
 from typing import NamedTuple
 
 import jax
@@ -72,22 +69,6 @@ def test_one_device_equals_all(num_points):
     one, several = (plane(grid=grid, directions=DIRECTIONS[:1], mesh=devices(n)) for n in (1, most))
     np.testing.assert_array_equal(one.loss, several.loss)
     assert (one.attrs["num_devices"], several.attrs["num_devices"]) == (1, most)
-
-
-EIGHT = """
-import numpy as np, tests.conftest, sys
-from tests.test_surface import plane
-ds = plane()
-np.savez(sys.argv[1], loss=ds.loss, devices=ds.attrs["num_devices"])
-"""
-
-
-def test_eight_devices(tmp_path):  # a process that compiles: 6 s
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", EIGHT, tmp_path / "eight.npz"], env=environment, check=True)
-    eight = np.load(tmp_path / "eight.npz")
-    assert eight["devices"] == 8
-    np.testing.assert_array_equal(eight["loss"], plane(mesh=devices(1)).loss)
 
 
 def test_all_local_devices_by_default():

@@ -63,6 +63,7 @@ def test_each_architecture_trains_and_is_found_at_the_center(tmp_path):
     np.testing.assert_allclose(ds.loss[0], run.metrics[-1]["train_loss"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_batch_statistics_are_fixed_or_take_part(run):
     other = jax.tree.map(lambda x: 2 * x, run.variables)
     line = js.interpolate(run.variables, other, run.loss_fn, run.test_data, grid=js.Grid.line(0, 1, 2), progress=False)

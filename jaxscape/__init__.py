@@ -14,7 +14,7 @@ from jaxscape.curvature import (
 )
 from jaxscape.directions import Directions, direction_between, random_directions
 from jaxscape.grid import Grid
-from jaxscape.interpolation import interpolate, loss_barrier
+from jaxscape.interpolation import Curve, connect, interpolate, loss_barrier
 from jaxscape.linalg import Operator, lanczos
 from jaxscape.maps import eigenvalue_map, plane_hessian
 from jaxscape.surface import surface
@@ -23,12 +23,17 @@ from jaxscape.trajectory import pca_directions, project, trajectory
 
 if TYPE_CHECKING:
     from jaxscape import datasets, plot, runs
+    from jaxscape.alignment import Spec, align, permutation_spec
     from jaxscape.runs import load_run
 
 __all__ = [
+    "Curve",
     "Directions",
     "Grid",
     "Operator",
+    "Spec",
+    "align",
+    "connect",
     "datasets",
     "direction_between",
     "eigenvalue_map",
@@ -43,6 +48,7 @@ __all__ = [
     "load_run",
     "loss_barrier",
     "pca_directions",
+    "permutation_spec",
     "plane_hessian",
     "plot",
     "project",
@@ -59,6 +65,8 @@ def __getattr__(name: str) -> Any:
     """Import the top floor when it is first asked for: it needs optional or slow dependencies."""
     if name == "load_run":
         return importlib.import_module("jaxscape.runs").load_run
+    if name in ("Spec", "align", "permutation_spec"):
+        return getattr(importlib.import_module("jaxscape.alignment"), name)
     if name in ("plot", "datasets", "runs"):
         return importlib.import_module(f"jaxscape.{name}")
     raise AttributeError(f"module 'jaxscape' has no attribute {name!r}")

@@ -25,6 +25,7 @@ FLOORS = (
     ("plot", "cifar", "torch_weights", "checkpoints"),
     ("datasets",),
     ("runs",),
+    ("alignment",),
     ("cli",),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
@@ -59,7 +60,11 @@ def test_imports_go_down(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_core_knows_no_neural_network_library(path):
     tops = {name.partition(".")[0] for name in imported(path)}
-    assert not tops & {"flax", "equinox", "optax", "haiku", "torch"} or room(path) in ("runs", "torch_weights")
+    assert not tops & {"flax", "equinox", "optax", "haiku", "torch"} or room(path) in (
+        "runs",
+        "torch_weights",
+        "alignment",
+    )
 
 
 def test_modules_with_shapes_are_checked_at_run_time():

@@ -9,7 +9,8 @@ from jaxscape.objective._batches import (
     stack_batches,
 )
 from jaxscape.objective._devices import DATA_AXIS, agree, default_mesh, fetch, place, use_all_cores
-from jaxscape.objective._objective import WEIGHT, Objective, Term, split_terms
+from jaxscape.objective._objective import WEIGHT, Objective, Term
+from jaxscape.objective._terms import split_terms
 from jaxscape.objective._trace import (
     PRECISIONS,
     Computation,

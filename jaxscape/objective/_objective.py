@@ -12,11 +12,11 @@ from jax.extend import core
 from jaxtyping import Array
 
 from jaxscape import trees
-from jaxscape.arguments import blamed
 from jaxscape.convolution import compiler_options
 from jaxscape.objective._batches import cached_examples, even_size, num_examples, rows_of
 from jaxscape.objective._check import check_is_mean
 from jaxscape.objective._jaxpr import Identity, depends_on
+from jaxscape.objective._terms import metrics_of, split_terms
 from jaxscape.objective._trace import PRECISIONS, Computation, Traced, abstract, is_traced, trace
 from jaxscape.types import Data, LossFn, Params
 
@@ -58,7 +58,7 @@ class Term:
         self._argument = f"loss_fn[{name!r}]" if name else "loss_fn"
         self._no_data = data is None
         self._function: Callable[[Params, Data], dict[str, Array]] = functools.partial(
-            _metrics, loss_fn, self._argument, data is None
+            metrics_of, loss_fn, self._argument, data is None
         )
         self._params, self._compute_dtype = abstract(params), compute_dtype
         self._traced: dict[int, Traced] = {}
@@ -79,6 +79,12 @@ class Term:
     def batch_like(self, batch_size: int) -> Data:
         """Shapes and dtypes of a batch."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), abstract(self.data))
+
+    def mean(self, params: Params, batch: Data) -> Array:
+        """The mean loss of a batch, ``sum w l / sum w``, as part of a larger computation."""
+        metrics = self._function(params, batch)
+        loss, weights = metrics["loss"], metrics.get(WEIGHT)
+        return jnp.mean(loss) if weights is None else jnp.sum(weights * loss) / jnp.sum(weights)
 
     def with_data(self, data: Data) -> "Term":
         """The same loss of other examples: fewer, or in another order."""
@@ -301,63 +307,3 @@ def _joined(metric: str, term: Term) -> str:
 
 def _digest(*texts: str) -> str:
     return hashlib.blake2b("\n".join(texts).encode(), digest_size=16).hexdigest()
-
-
-def split_terms(loss_fn: Any, data: Any, name: str = "loss_fn") -> dict[str, tuple[Any, Any]]:
-    """The functions and data of all terms, by their names.
-
-    Args:
-        loss_fn: A function, or a mapping of functions.
-        data: What goes with it.
-        name: What the caller's argument is called, for the message.
-
-    Returns:
-        ``{"": (loss_fn, data)}`` where there is one term without a name.
-
-    Raises:
-        ValueError: Both are mappings, with other names.
-        TypeError: A function is none, or the data of several terms are no mapping.
-    """
-    if not isinstance(loss_fn, Mapping):
-        _check_callable(loss_fn, name)
-        return {"": (loss_fn, data)}
-    if not loss_fn:
-        raise ValueError(f"{name} is an empty dict, expected a function, or one for each term.")
-    if not isinstance(data, Mapping):
-        raise TypeError(
-            f"data is {type(data).__name__}, but {name} has the terms {', '.join(map(repr, loss_fn))}; expected a dict "
-            "with the data of each term."
-        )
-    if set(loss_fn) != set(data):
-        raise ValueError(
-            f"{name} has the terms {sorted(map(str, loss_fn))}, data has {sorted(map(str, data))}; expected the same."
-        )
-    for term, function in loss_fn.items():
-        if not isinstance(term, str) or not term:
-            raise TypeError(f"{name} has a term named {term!r}, expected a string that is not empty.")
-        _check_callable(function, f"{name}[{term!r}]")
-    return {term: (function, data[term]) for term, function in loss_fn.items()}
-
-
-def _check_callable(function: Any, name: str) -> None:
-    if not callable(function):
-        raise TypeError(
-            f"{name} is {type(function).__name__}, expected a function of (params, batch), or a dict of such functions."
-        )
-
-
-def _metrics(loss_fn: LossFn, name: str, no_data: bool, params: Params, batch: Data) -> dict[str, Array]:
-    """What loss_fn gives for a batch, as a dict of arrays."""
-    shapes = None if no_data else jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", batch)
-    with blamed(name, f"with params and a batch of data, {shapes}"):
-        value = loss_fn(params, None if no_data else batch)
-    if not isinstance(value, Mapping):
-        value = {"loss": value}
-    for key, metric in value.items():
-        if not isinstance(key, str):
-            raise TypeError(f"{name} returned a dict with the key {key!r}; expected names, which are strings.")
-        if not hasattr(metric, "dtype") and not isinstance(metric, bool | int | float):
-            raise TypeError(f"{name} returned {type(metric).__name__} for {key!r}; expected an array of real numbers.")
-    if "loss" not in value:
-        raise ValueError(f"{name} returned a dict with the keys {sorted(value)}; expected one named 'loss'.")
-    return {key: jnp.asarray(metric) for key, metric in value.items()}

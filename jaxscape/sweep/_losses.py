@@ -34,6 +34,7 @@ class Chart(NamedTuple):
         basis: A pytree like origin with a leading axis on each leaf.
         coords: Takes points of the grid, shape ``(points, axes)``.
         attrs: What the directions are, for the attributes of the result.
+        kind: What a store calls the points: the same basis can be used in other ways.
     """
 
     grid: Grid
@@ -41,6 +42,7 @@ class Chart(NamedTuple):
     basis: Params
     coords: Callable[[np.ndarray], np.ndarray] = lambda points: points
     attrs: Mapping[str, Any] = {}
+    kind: str = "surface"
 
 
 class Options(NamedTuple):
@@ -132,7 +134,7 @@ def losses_on_grid(
             return result_of(engine.evaluate(*where, **running))
         return result_of(engine.estimate(*where, tolerance, **running))
     layout = Layout.of(grid, columns_of(objective, len(points)), CHUNK)
-    recipe = {"method": "surface", **hashes}
+    recipe = {"method": chart.kind, **hashes}
     recipe |= {} if rtol is None else {"rtol": rtol, "atol": options.atol, "seed": options.seed}
     with Store(options.store, recipe, layout, _long_names(objective.metrics), attrs) as store:
         if tolerance is None:

@@ -1,6 +1,9 @@
 # Two commands on a machine with python3 and make: `make demo` and `make test`.
 BIN := .venv/bin
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,cifar,tensorboard,notebooks,dev]'
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+PACKAGES := -e '.[train,cifar,tensorboard,notebooks,dev]'
+# uv installs in a third of pip's time; where it cannot be had or finds no index, pip does it.
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt
 
 .PHONY: env demo test test-all lint bench clean
 
@@ -9,7 +12,7 @@ env: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	@echo "installing into .venv (about a minute)"
 	python3 -m venv .venv
-	$(INSTALL)
+	($(PIP) uv && $(UV) $(PACKAGES)) || $(PIP) $(PACKAGES)
 	touch $@
 
 # The paper's figure 5 on embedded data: the same deep ResNet with and without shortcuts.

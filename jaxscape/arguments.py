@@ -151,8 +151,8 @@ _FLAG = of_type((bool, np.bool_), "True or False")
 _CHOICE = of_type((bool, np.bool_), "True, False", optional=True)
 _TEXT = of_type((str,), "a name")
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("num", "k", "num_matvecs"), count(1)),
-    **dict.fromkeys(("subset", "max_matvecs", "max_basis"), count(1, optional=True)),
+    **dict.fromkeys(("num", "k", "num_matvecs", "columns"), count(1)),
+    **dict.fromkeys(("subset", "max_matvecs", "max_basis", "num_seeds"), count(1, optional=True)),
     "outliers": count(0),
     "tol": number(positive=True),
     "margin": number(),

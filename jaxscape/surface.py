@@ -12,7 +12,7 @@ from jaxscape.arguments import checked
 from jaxscape.directions import Directions
 from jaxscape.grid import Grid
 from jaxscape.objective import refuse_inside_transform
-from jaxscape.sweep import Chart, Options, losses_on_grid, on_grid, unresolved_share
+from jaxscape.sweep import Chart, Options, losses_on_grid, on_grid, repeats, unresolved_share
 from jaxscape.types import Data, LossFn, Params
 
 
@@ -33,6 +33,7 @@ def surface(
     check: bool = True,
     store: str | Path | None = None,
     seed: int = 0,
+    num_seeds: int | None = None,
     progress: bool | None = None,
 ) -> xr.Dataset:
     """Evaluate ``L(params + alpha * delta + beta * eta)`` over a grid, on all devices of all processes.
@@ -82,6 +83,9 @@ def surface(
             metrics, computes only what the store lacks. With ``rtol`` it keeps the values of single examples, too, and
             a call with a smaller tolerance goes on from them.
         seed: Of the random directions, if none are given, and of the order of the examples under ``rtol``.
+        num_seeds: Repeat it with so many seeds, ``seed``, ``seed + 1``...: other random directions each time (paper
+            figures 16 and 17). Each repeat is what a call with that seed gives; with ``store`` it has the folder
+            ``STORE/seed0.zarr``... of its own. `plot.band` and `plot.compare` draw the result.
         progress: True or False for a progress bar; None for one on terminals and in notebooks.
 
     Returns:
@@ -91,6 +95,10 @@ def surface(
         against the mean over all examples: 0 where all were evaluated.
 
         ``ds.loss[i, j]`` is at ``params + alpha[i] * directions[0] + beta[j] * directions[1]``.
+
+        With ``num_seeds`` all variables have the dimension ``seed`` before the others. ``spread``, over the grid, is
+        the standard deviation of the loss over the seeds; ``attrs["mean_spread"]`` is its mean over the grid, relative
+        to the mean loss.
 
         NaN and infinite losses are stored as they are and counted in ``attrs["nonfinite_points"]``. The attrs say how
         the result was made; ``center_loss`` is the loss at params. Where params have 16 bits, ``unresolved_share`` is
@@ -103,7 +111,7 @@ def surface(
         ValueError: A tolerance is negative or not finite, params or data is empty, leaves of data differ in length, a
             direction is not like params, the grid has another number of axes than there are directions, loss_fn gives
             a wrong shape, is no mean over examples, or names a metric as the result names something else, or ``store``
-            holds another result.
+            holds another result; ``num_seeds`` is not positive, or comes with directions.
         TypeError: A leaf of params is not floating, loss_fn is no function, or grid, mesh, seed or a tolerance is of
             another type.
     """
@@ -121,6 +129,25 @@ def surface(
         seed=seed,
         progress=progress,
     )
+    if num_seeds is None:
+        return _one(params, loss_fn, data, directions, grid, options)
+    checks.check_count(num_seeds, "num_seeds")
+    if directions is not None:
+        raise ValueError(
+            f"num_seeds is {num_seeds}, which draws new directions for each seed; expected directions=None with it."
+        )
+    seeds = range(seed, seed + num_seeds)
+    stores = [None if store is None else Path(store) / f"seed{number}.zarr" for number in seeds]
+    results = [
+        _one(params, loss_fn, data, None, grid, options._replace(seed=number, store=folder))
+        for number, folder in zip(seeds, stores, strict=True)
+    ]
+    return repeats(results, seeds)
+
+
+def _one(params: Params, loss_fn: Any, data: Data, directions: Any, grid: Grid | None, options: Options) -> xr.Dataset:
+    """The surface for one seed."""
+    seed, rtol, compute_dtype = options.seed, options.rtol, options.compute_dtype
     attrs: dict[str, Any] = {"seed": seed} if directions is None or rtol is not None else {}
     directions, grid = on_grid(directions, grid, params, seed)
     chart = Chart(grid, params, directions.basis, attrs=dict(directions.recipe))

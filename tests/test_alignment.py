@@ -65,8 +65,17 @@ def looped(p, x):
     return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x @ p["stem"], p["layers"])[0] @ p["head"]
 
 
+ONES = jnp.ones(7)
+
+
+def with_constants(p, x):
+    """Arrays that it closes over: one that is the same everywhere, and one that is not."""
+    return jax.nn.relu(x @ p["w1"] + ONES) @ p["w2"] * np.arange(2.0)
+
+
 NETWORKS = {  # function, params, input, number of permutations
     "mlp": (mlp, normal(w1=(3, 7), b1=(7,), w2=(7, 2)), (5, 3), 1),
+    "constants": (with_constants, normal(w1=(3, 7), w2=(7, 2)), (5, 3), 1),
     "residual": (residual, normal(stem=(3, 6), w1=(6, 9), w2=(9, 6), head=(6, 2)), (5, 3), 2),
     "attention": (attention, normal(q=(5, 12), k=(5, 12), v=(5, 12), out=(12, 2)), (2, 6, 5), 3),
     "concatenation": (dense_block, normal(w1=(3, 4), w2=(4, 5), scale=(9,), head=(9, 2)), (5, 3), 2),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import optax
 import pytest
 import xarray as xr
 
@@ -57,8 +58,25 @@ CALLS = {
     "interpolate": lambda: (
         js.interpolate,
         {"params_a": PARAMS, "params_b": PATH[1], "loss_fn": loss, "data": DATA, "grid": LINE, **COMMON}
-        | {"statistics": "interpolate", "statistics_data": None, "seed": 0},
+        | {"statistics": "interpolate", "statistics_data": None, "curve": None, "seed": 0},
     ),
+    "connect": lambda: (
+        js.connect,
+        {"params_a": PARAMS, "params_b": PATH[1], "loss_fn": loss, "data": DATA, "optimizer": optax.sgd(0.1)}
+        | {
+            "kind": "bezier",
+            "num_steps": 1,
+            "batch_size": 2,
+            "statistics": "interpolate",
+            "seed": 0,
+            "progress": False,
+        },
+    ),
+    "align": lambda: (
+        js.align,
+        {"a": PARAMS, "b": PATH[1], "spec": {"['b']": ("h",), "['w']": (None, "h")}, "seed": 0},
+    ),
+    "permutation_spec": lambda: (js.permutation_spec, {"function": lambda p: p["w"], "params": PARAMS}),
     "hvp": lambda: (js.hvp, PROBLEM | {"batch_size": 2, "mesh": None, "ignore": None, "linearize": None}),
     "ggn_product": lambda: (
         js.ggn_product,
@@ -141,7 +159,7 @@ VALUES = [
 QUICK = ("surface", "Grid", "load", "plot.line", "random_directions")
 
 
-# 31 values for each of 181 arguments; those that compile nothing are quick
+# 31 values for each of 200 arguments; those that compile nothing are quick
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in CALLS])
 def test_a_malformed_call_names_the_argument(name, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Which axes of params can be permuted together, found by following the axes through the computation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -66,7 +66,7 @@ def derived(function: Callable[..., Any], params: Params, *inputs: Any) -> Spec:
     computation, constants = trace(function, params, *inputs)
     leaves = jax.tree.leaves(params)
     axes = [[Units(size, fixed=size == 1) for size in leaf.shape] for leaf in leaves]
-    before = [_in_order(x) for x in constants]
+    before = [_of_constant(x) for x in constants]
     after = [_in_order(x) for x in jax.tree.leaves(inputs)]
     for out in follow(computation.jaxpr, [*before, *axes, *after]):
         for units in out:
@@ -76,6 +76,17 @@ def derived(function: Callable[..., Any], params: Params, *inputs: Any) -> Spec:
     described = [tuple(_described(units, names) for units in own) for own in axes]
     paths = trees.leaf_names(params)
     return Spec(dict(zip(paths, described, strict=True)), {name: units.size for units, name in names.items()})
+
+
+def _of_constant(constant: Any) -> Sequence[Units | None]:
+    """Those of an array that the function closes over: along an axis where all is the same, any units."""
+    if jax.dtypes.issubdtype(constant.dtype, jax.dtypes.prng_key):
+        return _in_order(constant)
+    array = np.asarray(constant)
+    return [
+        None if np.array_equal(array, np.broadcast_to(array.take([0], axis), array.shape)) else Units(size, fixed=True)
+        for axis, size in enumerate(array.shape)
+    ]
 
 
 def _in_order(array: Any) -> list[Units]:

@@ -62,8 +62,8 @@ class Units:
 
 
 def compound(kind: Literal["product", "sum"], parts: Sequence[Units]) -> Units:
-    """Units that consist of others; a part of size 1 is left out of a product."""
-    parts = [part for part in parts if kind == "sum" or part.size > 1]
+    """Units that consist of others; a part that adds nothing is left out."""
+    parts = [part for part in parts if part.size > (kind == "product")]
     if len(parts) == 1:
         return parts[0]
     total = math.prod if kind == "product" else sum

@@ -107,7 +107,7 @@ def connect(
         moved = jax.tree.map(lambda x, u: (x + u).astype(x.dtype), control, updates)
         return with_statistics_of(control, moved), state, value
 
-    step = jax.jit(step, donate_argnums=(0, 1), compiler_options=compiler_options(jax.default_backend()))
+    step = jax.jit(step, compiler_options=compiler_options(jax.default_backend()))
     rng = np.random.default_rng(seed)
     control, losses = jax.tree.map(lambda x, y: (x / 2 + y / 2).astype(x.dtype), a, b), []
     state = optimizer.init(control)

@@ -8,13 +8,14 @@ number is written on the axes. The number of points above ``loss_max`` is writte
 """
 
 from jaxscape.plot._curvature import eigenvalue_map, spectrum
-from jaxscape.plot._curves import interpolation, line, training_curves
+from jaxscape.plot._curves import band, interpolation, line, training_curves
 from jaxscape.plot._scale import levels
 from jaxscape.plot._style import check_format, save
 from jaxscape.plot._surfaces import compare, contour, contourf, heatmap, surface3d
 from jaxscape.plot._trajectory import trajectories, trajectory, trajectory3d, trajectory_animation
 
 __all__ = [
+    "band",
     "check_format",
     "compare",
     "contour",

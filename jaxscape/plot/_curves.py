@@ -76,6 +76,65 @@ def line(
 
 
 @checked
+def band(
+    results: Results,
+    ax: Axes | None = None,
+    *,
+    metric: str = "loss",
+    log: bool | None = None,
+    loss_max: float | None = None,
+) -> Axes:
+    """Repeats of a line with several seeds: their mean, one standard deviation around it, and each (paper figure 16).
+
+    Args:
+        results: A result of ``surface(..., num_seeds=...)`` over one dimension; or several results over one dimension
+            and the same coordinates, a list or a mapping.
+        ax: The axes to draw into; None: a new figure.
+        metric: The variable to draw.
+        log: Whether the axis is logarithmic; None: it is if the values span more than a factor of 50. Then the mean is
+            that of the values, as on a linear axis.
+        loss_max: The top of the axis; points above it are counted. None: all points are shown.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: There is no result, a result is not 1-D or does not have the metric, their coordinates differ, or an
+            option does not fit the values.
+        TypeError: ``results`` is not a result, a mapping or a list of results.
+    """
+    curves = named(results)
+    arrays = {name: _one_dimensional(result, metric) for name, result in curves.items()}
+    first, *others = arrays.values()
+    dim = first.dims[0]
+    if any(array.dims != first.dims or not np.array_equal(array[dim], first[dim]) for array in others):
+        raise ValueError("results have other coordinates; expected repeats over the same grid.")
+    scale = choose([array.values for array in arrays.values()], metric, None, log, loss_max)
+    values = np.stack([array.values for array in arrays.values()])
+    with style(), np.errstate(all="ignore"):
+        ax = new_axes() if ax is None else ax
+        ax.set(xlabel=axis_label(next(iter(curves.values())), dim), ylabel=metric_label(metric))
+        ax.set_title(str(next(iter(curves.values())).attrs.get("title", "")))
+        if scale.log and (values > 0).any():
+            ax.set_yscale("log")
+        mean = values.mean(0)
+        for row in values:
+            ax.plot(first[dim], np.where(np.isfinite(row), row, np.nan), color=_LEFT, lw=0.5, alpha=0.5)
+        ax.plot(first[dim], np.where(np.isfinite(mean), mean, np.nan), color=_LEFT, lw=1.4)
+        label = "1 repeat, no band"
+        if len(values) > 1:
+            deviation = values.std(0, ddof=1)
+            lower = np.maximum(mean - deviation, mean / 10) if ax.get_yscale() == "log" else mean - deviation
+            ax.fill_between(first[dim], lower, mean + deviation, color=_LEFT, alpha=0.2, lw=0)
+            label = f"{len(values)} repeats, mean and one standard deviation"
+        ax.legend(handles=[_key("-", label, _LEFT)])
+        if loss_max is not None:
+            ax.set_ylim(top=loss_max)
+        add_note(ax, join_notes(*(_line_note(name, curves[name], array, loss_max) for name, array in arrays.items())))
+    return ax
+
+
+@checked
 def interpolation(
     results: Results,
     ax: Axes | None = None,

@@ -12,8 +12,9 @@ Results = xr.Dataset | Mapping[str, xr.Dataset] | Sequence[xr.Dataset]
 def named(results: Any, name: str = "results") -> dict[str, xr.Dataset]:
     """A dict from label to result, in the order of the argument.
 
-    A single result has the label ``""``. The labels of a list are ``attrs["title"]`` of its results, if all have a
-    title and no two titles are equal; otherwise the labels are the indices, from ``"0"`` on.
+    A single result has the label ``""``; one with a dimension ``seed`` is as many results. The labels of a list are
+    ``attrs["title"]`` of its results, if all have a title and no two titles are equal; otherwise the labels are the
+    indices, from ``"0"`` on.
 
     Args:
         results: The value that the caller passed.
@@ -26,6 +27,8 @@ def named(results: Any, name: str = "results") -> dict[str, xr.Dataset]:
         ValueError: There is no result.
         TypeError: ``results`` is not a result, a mapping or a list of results; the message names the wrong entry.
     """
+    if isinstance(results, xr.Dataset) and "seed" in results.dims:
+        return {f"seed {seed}": results.sel(seed=seed).drop_vars("seed") for seed in results.seed.values}
     if isinstance(results, xr.Dataset):
         return {"": results}
     if isinstance(results, Mapping):

@@ -160,12 +160,14 @@ def compare(
     levels: ArrayLike | None = None,
     log: bool | None = None,
     loss_max: float | None = None,
+    columns: int = 5,
 ) -> Figure:
-    """Several surfaces side by side, with the same levels, colours and limits (paper figures 1 and 5).
+    """Several surfaces side by side, with the same levels, colours and limits (paper figures 1, 5 and 17).
 
     Args:
         results: A mapping from title to surface, drawn in this order; or a list of surfaces, whose titles are
-            ``attrs["title"]``, or their indices if these titles are missing or repeat.
+            ``attrs["title"]``, or their indices if these titles are missing or repeat; or one result of
+            ``surface(..., num_seeds=...)``, whose repeats are drawn.
         kind: The picture of each surface: ``"contour"``, ``"contourf"``, ``"heatmap"`` or ``"surface3d"``.
         metric: The variable of the results to draw.
         levels: Ascending levels for all surfaces; None: levels are chosen for all results together.
@@ -173,6 +175,7 @@ def compare(
             50.
         loss_max: The last level, if ``levels`` is None; larger values are counted, and drawn as the function named by
             ``kind`` draws them. None: the levels span all values.
+        columns: Surfaces in one row, at most.
 
     Returns:
         A new figure with one axes for each result and one colour bar.
@@ -190,26 +193,32 @@ def compare(
     fields = {title: field(result, metric) for title, result in surfaces.items()}
     scale = choose([f.z for f in fields.values()], metric, levels, log, loss_max)
     with style():
-        figure, axes = plt.subplots(
-            1,
-            len(fields),
-            figsize=(3.4 * len(fields) + 0.9, 3.4),
+        across = min(len(fields), columns)
+        down = -(-len(fields) // across)
+        figure, grid = plt.subplots(
+            down,
+            across,
+            figsize=(3.4 * across + 0.9, 3.4 * down),
             layout="constrained",
             squeeze=False,
             subplot_kw={"projection": _projection(kind)},
         )
+        axes = list(grid.flat)
+        for unused in axes[len(fields) :]:
+            unused.remove()
+        axes = axes[: len(fields)]
         ends = edges if kind == "heatmap" else np.asarray  # the cells of a heatmap extend beyond its points
         x, y = (np.concatenate([ends(getattr(f, axis)) for f in fields.values()]) for axis in ("x", "y"))
         notes = [
             draw(kind, ax, surface._replace(title=title), scale)
-            for ax, (title, surface) in zip(axes[0], fields.items(), strict=True)
+            for ax, (title, surface) in zip(axes, fields.items(), strict=True)
         ]
         lines = max(note.count("\n") + bool(note) for note in notes)  # the same space above each axes
-        for ax, note in zip(axes[0], notes, strict=True):
+        for ax, note in zip(axes, notes, strict=True):
             ax.set(xlim=(x.min(), x.max()), ylim=(y.min(), y.max()))
             add_note(ax, note, lines)
-        colour_bar(list(axes[0]), next(iter(fields.values())), scale)
-        thin_labels(axes[0])
+        colour_bar(axes, next(iter(fields.values())), scale)
+        thin_labels(axes)
     return figure
 
 

@@ -7,6 +7,7 @@ from jaxscape.sweep._load import load, save
 from jaxscape.sweep._losses import Chart, Options, losses_on_grid
 from jaxscape.sweep._provenance import inputs, provenance
 from jaxscape.sweep._record import to_tolerance
+from jaxscape.sweep._repeats import repeats
 from jaxscape.sweep._rounding import unresolved_share
 from jaxscape.sweep._shares import SHARE, StoppedError, device_groups, in_shares
 from jaxscape.sweep._store import Store
@@ -28,6 +29,7 @@ __all__ = [
     "losses_on_grid",
     "on_grid",
     "provenance",
+    "repeats",
     "save",
     "to_dataset",
     "to_tolerance",

@@ -17,8 +17,9 @@ def repeats(results: Sequence[xr.Dataset], seeds: Sequence[int]) -> xr.Dataset:
 
     Returns:
         All variables with a leading dimension ``seed``; ``spread`` over the grid, the standard deviation of the loss
-        over the seeds (denominator n - 1; NaN for one seed, and where a loss is not finite); the attributes that are common, and ``mean_spread``, the
-        mean of ``spread`` over the grid relative to that of the mean loss, over the points where both are finite.
+        over the seeds (denominator n - 1; NaN for one seed, and where a loss is not finite); the attributes that are
+        common, and ``mean_spread``, the mean of ``spread`` over the grid relative to that of the mean loss, over the
+        points where both are finite.
     """
     joined = xr.concat(results, dim=xr.Variable("seed", np.asarray(seeds)), combine_attrs="drop")
     spread = joined.loss.std("seed", ddof=1, skipna=False) if len(seeds) > 1 else joined.loss.mean("seed") * np.nan

@@ -164,6 +164,7 @@ RULES: dict[str, Rule] = {
     "store": _store,
     "ignore": _ignore,
     "matvec": _function,
+    "function": _function,
     "points": _points,
     "filter_axis": _filter_axis,
     "norm": of_type((str,), "the name of a norm", optional=True),

@@ -11,8 +11,8 @@ from jaxscape import checks
 from jaxscape.arguments import checked
 from jaxscape.directions import Directions
 from jaxscape.grid import Grid
-from jaxscape.objective import refuse_inside_transform
-from jaxscape.sweep import Chart, Options, losses_on_grid, on_grid, repeats, unresolved_share
+from jaxscape.objective import Objective, refuse_inside_transform
+from jaxscape.sweep import Chart, Options, check_names, losses_on_grid, on_grid, repeats, unresolved_share
 from jaxscape.types import Data, LossFn, Params
 
 
@@ -136,6 +136,7 @@ def surface(
         raise ValueError(
             f"num_seeds is {num_seeds}, which draws new directions for each seed; expected directions=None with it."
         )
+    check_names(Objective.of(loss_fn, params, data, check=False).metrics, ("seed", "spread"))
     seeds = range(seed, seed + num_seeds)
     stores = [None if store is None else Path(store) / f"seed{number}.zarr" for number in seeds]
     results = [

@@ -163,7 +163,9 @@ MALFORMED = [
 ]
 
 
-@pytest.mark.parametrize("arguments", [slow_unless(i % 8 == 0, line) for i, line in enumerate(MALFORMED)], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [slow_unless(i % 16 == 0, line) for i, line in enumerate(MALFORMED)], ids=" ".join
+)
 def test_a_malformed_command_line_is_one_line(run, tmp_path, capsys, arguments):
     result = xr.Dataset({"loss": (("alpha", "beta"), np.ones((3, 3)))}, {"alpha": [0, 1, 2], "beta": [0, 1, 2]})
     paths = {name: tmp_path / name for name in ("missing", "file", "empty", "damaged", "foreign", "good")}

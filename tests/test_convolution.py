@@ -102,7 +102,7 @@ def compare(fun, x, k, backend="cpu"):
     same(results[2], expected)
 
 
-FEW_CASES = ("uneven", "stride", "groups", "float32")
+FEW_CASES = ("stride", "float32")
 
 
 @pytest.mark.parametrize("case", [slow_unless(name in FEW_CASES, CASES[name]) for name in CASES], ids=CASES)
@@ -213,7 +213,7 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(["scan", "custom_vjp", "vmap"], WRAPPED))
+@pytest.mark.parametrize("name", slow_but(["scan", "custom_vjp"], WRAPPED))
 def test_it_reaches_through(name):
     fun = WRAPPED[name]
     k = jnp.stack([K, 2 * K]) if name == "vmap" else K
@@ -450,7 +450,7 @@ CHAINS = {
 
 
 @pytest.mark.parametrize(
-    "chain", [slow_unless(i % 2 == 0, chain) for i, chain in enumerate(CHAINS.values())], ids=CHAINS
+    "chain", [slow_unless(i % 4 == 0, chain) for i, chain in enumerate(CHAINS.values())], ids=CHAINS
 )
 @pytest.mark.parametrize("features", slow_but([16], [16, 96]), ids=["blocks", "single pixels"])
 def test_what_follows_a_convolution_becomes_part_of_it_on_a_gpu(features, chain):

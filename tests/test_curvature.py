@@ -300,7 +300,7 @@ def test_trace_by_both_methods():
                     js.hessian_trace(
                         params, loss_fn, data, method=method, num_matvecs=num, key=k, mesh=mesh(1), progress=False
                     )
-                    for k in range(6)
+                    for k in range(4)
                 )
             ),
             strict=True,

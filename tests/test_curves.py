@@ -88,6 +88,20 @@ def test_weights_and_terms_count():
     np.testing.assert_allclose(connect(loss=lambda p, _: (p**2).sum(), data=None).losses > 0, True)
 
 
+def test_a_batch_without_weight_says_nothing():
+    weights = np.zeros(20)
+    weights[0] = 1
+    curve = connect(loss=lambda p, w: {"loss": ring(p, w), "weight": w}, data=weights, batch_size=4, num_steps=30)
+    assert (curve.losses == 0).any()
+    assert np.isfinite(np.asarray(curve.control)).all()
+
+
+def test_an_error_of_the_optimizer_names_it():
+    with pytest.raises(TypeError) as error:
+        connect(optimizer=optax.polyak_sgd())
+    assert "optimizer.update raised this" in error.value.__notes__[0]
+
+
 def test_a_loss_that_is_not_finite_is_kept():
     assert np.isnan(connect(loss=lambda p, x: x * jnp.nan * p.sum()).losses).all()
 

@@ -281,6 +281,7 @@ def test_native_convolutions_are_not_vmapped_on_a_cpu_and_start_from_what_is_cac
     assert clock.tried[0] == (first, 1)
 
 
+@pytest.mark.slow
 def test_a_real_trial_measures(monkeypatch):
     monkeypatch.setattr(_strategy, "_known", {})
     monkeypatch.setattr(_strategy, "WORTH", 0)  # always worth it

@@ -98,6 +98,11 @@ def test_an_operator_that_is_made_inside_a_transform():
     params, data = {"w": jnp.arange(1.0, 4.0)}, np.ones(5)
     inside = jax.jit(lambda v: js.hvp(cubes, params, data)(v))(params)["w"]
     np.testing.assert_allclose(inside, 6 * params["w"] ** 2)
+
+
+@pytest.mark.slow
+def test_a_gradient_through_an_operator_that_is_made_inside():
+    params, data = {"w": jnp.arange(1.0, 4.0)}, np.ones(5)
     gradient = jax.grad(lambda v: (js.hvp(cubes, params, data)(v)["w"] ** 2).sum() / 2)(params)["w"]
     np.testing.assert_allclose(gradient, (6 * params["w"]) ** 2 * params["w"])
 

@@ -289,7 +289,7 @@ def test_levels_end_at_loss_max():
     assert plot.levels(surface(bowl), loss_max=100)[-1] <= 3.5  # not reached: not used
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but(["contour", "surface3d"], KINDS))
 def test_compare_shares_levels_limits_and_one_colour_bar(kind):
     wide = surface(bowl, np.linspace(-2, 1, 7), np.linspace(-1, 5, 4))
     figure = plot.compare({"with": wide, "without": with_nans(surface(steep))}, kind, loss_max=50)

@@ -124,6 +124,7 @@ def test_on_the_surface_in_3d_it_has_the_height_of_the_plane():
     np.testing.assert_allclose(linear.lines[0].get_data_3d()[2], result.in_plane_loss)
 
 
+@pytest.mark.slow
 def test_an_animation_grows_and_is_written(tmp_path):
     animation = plot.trajectory_animation({"a": path(), "b": path(5)}, fps=20)
     ax = animation._fig.axes[0]

@@ -80,6 +80,8 @@ def test_each_seed_has_a_store(three, tmp_path):
 
 
 def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="spread"):
+        js.surface(PARAMS, lambda p, b: {"loss": b[0][:, 0], "spread": b[0][:, 0]}, DATA, grid=LINE, num_seeds=2)
     with pytest.raises(
         ValueError, match="num_seeds is 2, which draws new directions for each seed; expected directions"
     ):

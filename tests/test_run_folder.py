@@ -75,7 +75,7 @@ def restored(path, state):
 
 
 @pytest.mark.parametrize(
-    ("kind", "start"), [slow_unless(i == j < 3, k, j) for i, k in enumerate(KINDS) for j in range(5)]
+    ("kind", "start"), [slow_unless(i == j < 2, k, j) for i, k in enumerate(KINDS) for j in range(5)]
 )
 def test_damage_is_never_a_wrong_weight(run, copy, tmp_path, kind, start):
     """Each file of the newest checkpoint: what is restored and loaded is whole, or the checkpoint is named."""

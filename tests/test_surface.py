@@ -35,7 +35,7 @@ def plane(**options):
     return js.surface(PARAMS, mlp_loss, DATA, **{"directions": DIRECTIONS, "grid": GRID, "progress": False} | options)
 
 
-@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+@pytest.mark.parametrize("metric", slow_but(["loss"], ["loss", "accuracy"]))
 @pytest.mark.parametrize(
     "grid",
     [

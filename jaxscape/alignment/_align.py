@@ -94,14 +94,31 @@ def _checked(spec: Any, params: Params) -> Spec:
         what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which params lack"
         raise ValueError(f"spec {what}; expected the leaves {', '.join(shapes)}.")
     for path, shape in shapes.items():
-        if isinstance(axes[path], str) or len(axes[path]) != len(shape):
+        own = axes[path]
+        if not isinstance(own, tuple | list) or len(own) != len(shape) or not all(map(_is_axis, own)):
             raise ValueError(
-                f"spec[{path!r}] is {axes[path]!r}, expected a name or None for each of {len(shape)} axes."
+                f"spec[{path!r}] is {own!r}, expected a name or None for each of {len(shape)} axes, or "
+                "('product', ...) or ('sum', ...) of names and numbers."
             )
-    sizes = sizes_of(axes, shapes) if not isinstance(spec, Spec) else spec.sizes
+    known = spec.sizes if isinstance(spec, Spec) else {}
+    for name, size in known.items():
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"spec.sizes[{name!r}] is {size!r}, expected a positive integer.")
+    sizes = sizes_of(axes, shapes, known)
     if not sizes:
         raise ValueError(
             "spec permutes no axis, so nothing can be aligned. Where it is derived from a loss that holds arrays of "
             "the network, such as running statistics, pass these in params: run.variables."
         )
     return Spec({path: tuple(own) for path, own in axes.items()}, dict(sizes))
+
+
+def _is_axis(axis: Any, inside: bool = False) -> bool:
+    """Whether something describes an axis; inside of a product or a sum a number does, and None does not."""
+    if isinstance(axis, str):
+        return bool(axis)
+    if isinstance(axis, tuple):
+        return len(axis) > 1 and axis[0] in ("product", "sum") and all(_is_axis(part, inside=True) for part in axis[1:])
+    if inside:
+        return isinstance(axis, int) and not isinstance(axis, bool) and axis > 0
+    return axis is None

@@ -26,12 +26,15 @@ class Piece(NamedTuple):
     names: tuple[str | None, ...]
 
 
-def sizes_of(axes: Mapping[str, Sequence[Any]], shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+def sizes_of(
+    axes: Mapping[str, Sequence[Any]], shapes: Mapping[str, Sequence[int]], known: Mapping[str, int]
+) -> dict[str, int]:
     """How many units each permutation has.
 
     Args:
         axes: What each axis of each leaf is.
         shapes: Of the leaves.
+        known: Sizes that the caller knows.
 
     Returns:
         Sizes by name.
@@ -39,7 +42,7 @@ def sizes_of(axes: Mapping[str, Sequence[Any]], shapes: Mapping[str, Sequence[in
     Raises:
         ValueError: Two axes with the same permutation have other lengths, or the lengths do not determine all sizes.
     """
-    sizes: dict[str, int] = {}
+    sizes: dict[str, int] = dict(known)
     pairs = [(path, *pair) for path in axes for pair in zip(axes[path], shapes[path], strict=True) if pair[0]]
     while any(_learn(axis, size, sizes, path) for path, axis, size in pairs):
         pass
@@ -65,6 +68,8 @@ def _learn(axis: Any, size: int, sizes: dict[str, int], path: str) -> bool:
         return False
     known = [length(part, sizes) for part in axis[1:] if part is not unknown[0]]
     rest = size - sum(known) if axis[0] == "sum" else size // math.prod(known)
+    if rest < 1 or (axis[0] == "product" and size % math.prod(known)):
+        raise ValueError(f"spec[{path!r}] has an axis {axis!r}, which does not fit the {size} units of the leaf.")
     return _learn(unknown[0], rest, sizes, path)
 
 
@@ -175,6 +180,7 @@ def match(pieces: Sequence[Piece], sizes: Mapping[str, int], rng: np.random.Gene
     """
     permutations = {name: np.arange(size) for name, size in sizes.items()}
     by_name = {name: [piece for piece in pieces if name in piece.names] for name in sizes}
+    scale = sum(float(np.linalg.norm(piece.a) * np.linalg.norm(piece.b)) for piece in pieces)
     names, improved = list(sizes), True
     while improved:
         improved = False
@@ -182,22 +188,34 @@ def match(pieces: Sequence[Piece], sizes: Mapping[str, int], rng: np.random.Gene
             products = sum(_products(piece, name, permutations) for piece in by_name[name])
             if isinstance(products, int):
                 continue
-            rows, best = linear_sum_assignment(products, maximize=True)
-            old = permutations[name]
-            gain = products[rows, best].sum() - products[rows, old].sum()
-            if gain > _GAIN * np.abs(products).max():
-                permutations[name], improved = best, True
+            best = linear_sum_assignment(products, maximize=True)[1]
+            other = {**permutations, name: best}
+            # Where a leaf has the same units twice, the assignment maximizes something else: only the truth counts.
+            gain = _inner(by_name[name], other) - _inner(by_name[name], permutations)
+            if gain > _GAIN * scale:
+                permutations, improved = other, True
     return permutations
+
+
+def _inner(pieces: Sequence[Piece], permutations: Permutations) -> float:
+    """The inner product of both networks."""
+    return sum(float(np.vdot(piece.a, _permuted(piece, permutations))) for piece in pieces)
+
+
+def _permuted(piece: Piece, permutations: Permutations, but: int | None = None) -> np.ndarray:
+    """The piece of b, each axis permuted but one."""
+    b = piece.b
+    for axis, name in enumerate(piece.names):
+        if name is not None and axis != but:
+            b = b.take(permutations[name], axis)
+    return b
 
 
 def _products(piece: Piece, name: str, permutations: Permutations) -> Any:
     """Inner products of each unit of a with each of b, where all other axes of b are permuted already."""
     total: Any = 0
     for own in (i for i, other in enumerate(piece.names) if other == name):
-        b = piece.b
-        for axis, other in enumerate(piece.names):
-            if other is not None and axis != own:
-                b = b.take(permutations[other], axis)
-        a, b = (np.moveaxis(x, own, 0).reshape(x.shape[own], -1) for x in (piece.a, b))
+        both = (piece.a, _permuted(piece, permutations, own))
+        a, b = (np.moveaxis(x, own, 0).reshape(x.shape[own], -1) for x in both)
         total = total + a @ b.T
     return total

@@ -115,17 +115,18 @@ def _convolution(eqn: Any, lhs: Axes, rhs: Axes) -> Axes:
     if eqn.params["batch_group_count"] != 1:
         _fix(lhs, rhs)
         return out
-    width_in = eqn.invars[0].aval.shape[features]
+    width_in, width_out = eqn.invars[0].aval.shape[features], shape[numbers.out_spec[1]]
+    results = rhs[features_out]
     if groups == 1:
         _same(lhs[features], rhs[features_in])
-    elif groups == width_in:  # each feature is a group: depthwise
-        each = rhs[features_out]
-        if each is not None and each.size > groups:
-            each = each.split("product", [groups, each.size // groups])[0]
-        _same(lhs[features], each)
-    else:
-        _fix([lhs[features], rhs[features_in], rhs[features_out]])
-    out[numbers.out_spec[0]], out[numbers.out_spec[1]] = lhs[batch], rhs[features_out]
+    else:  # the results follow the features of the input, also where the kernel is the same for all
+        results = Units(width_out) if results is None else results
+        if groups == width_in:  # each feature is a group: depthwise
+            each = results.split("product", [groups, width_out // groups])[0] if width_out > groups else results
+            _same(lhs[features], each)
+        else:
+            _fix([lhs[features], rhs[features_in], results])
+    out[numbers.out_spec[0]], out[numbers.out_spec[1]] = lhs[batch], results
     return out
 
 

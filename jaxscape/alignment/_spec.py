@@ -56,8 +56,11 @@ def permutation_spec(function: Callable[..., Any], params: Params, *inputs: Any)
 
     Raises:
         ValueError: params is empty.
-        TypeError: A leaf of params is not floating.
+        TypeError: A leaf of params is not floating, or one of inputs is no array.
     """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(inputs):
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            raise TypeError(f"inputs{jax.tree_util.keystr(path)} is {type(leaf).__name__}, expected an array.")
     return derived(function, checks.as_params(params), *inputs)
 
 
@@ -83,6 +86,8 @@ def _of_constant(constant: Any) -> Sequence[Units | None]:
     if jax.dtypes.issubdtype(constant.dtype, jax.dtypes.prng_key):
         return _in_order(constant)
     array = np.asarray(constant)
+    if not array.size:
+        return _in_order(constant)
     return [
         None if np.array_equal(array, np.broadcast_to(array.take([0], axis), array.shape)) else Units(size, fixed=True)
         for axis, size in enumerate(array.shape)

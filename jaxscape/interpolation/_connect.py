@@ -10,7 +10,7 @@ from jaxtyping import Array
 from tqdm.auto import tqdm
 
 from jaxscape import checks, trees
-from jaxscape.arguments import checked
+from jaxscape.arguments import blamed, checked
 from jaxscape.convolution import compiler_options
 from jaxscape.interpolation._curve import Curve, Kind, check_kind, corner_weights
 from jaxscape.interpolation._statistics import each_term, policy_of, statistics_function, with_statistics_of
@@ -103,7 +103,8 @@ def connect(
 
         value, gradient = jax.value_and_grad(loss)(control)
         gradient = with_statistics_of(jax.tree.map(jnp.zeros_like, gradient), gradient)
-        updates, state = optimizer.update(gradient, state, control)
+        with blamed("optimizer.update", "with a gradient, a state and params"):
+            updates, state = optimizer.update(gradient, state, control)
         moved = jax.tree.map(lambda x, u: (x + u).astype(x.dtype), control, updates)
         return with_statistics_of(control, moved), state, value
 

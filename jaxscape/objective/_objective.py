@@ -84,7 +84,10 @@ class Term:
         """The mean loss of a batch, ``sum w l / sum w``, as part of a larger computation."""
         metrics = self._function(params, batch)
         loss, weights = metrics["loss"], metrics.get(WEIGHT)
-        return jnp.mean(loss) if weights is None else jnp.sum(weights * loss) / jnp.sum(weights)
+        if weights is None:
+            return jnp.mean(loss)
+        total = jnp.sum(weights)
+        return jnp.sum(weights * loss) / jnp.where(total > 0, total, 1)  # a batch without weight says nothing
 
     def with_data(self, data: Data) -> "Term":
         """The same loss of other examples: fewer, or in another order."""

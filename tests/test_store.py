@@ -322,6 +322,23 @@ def test_a_damaged_result_is_refused(tmp_path, whole):
             shutil.rmtree(copy)
 
 
+@pytest.mark.parametrize("name", ["zarr.json", "jaxscape/manifest.json", "x/zarr.json"])
+def test_a_bit_anywhere_in_the_metadata_of_a_result_is_found(tmp_path, name):
+    """Names of fields too: a field with another name is valid JSON."""
+    result = xr.Dataset({"x": ("alpha", np.arange(3.0))}, attrs={"nan": float("nan")})
+    save(result, tmp_path / "r.zarr")
+    xr.testing.assert_identical(js.load(tmp_path / "r.zarr"), result)
+    content = (tmp_path / "r.zarr" / name).read_bytes()
+    for place in range(0, len(content), 7):
+        if content[place : place + 1].isspace():
+            continue
+        flipped = bytearray(content)
+        flipped[place] ^= 4
+        (tmp_path / "r.zarr" / name).write_bytes(flipped)
+        with pytest.raises(ValueError, match=f"{name} is damaged"):
+            js.load(tmp_path / "r.zarr")
+
+
 # ---- other folders
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxscape import checks, trees
@@ -23,8 +22,9 @@ def align(a: Params, b: Params, spec: Spec | Mapping[str, Any] | None = None, *,
 
     Networks that differ by the order of their hidden units compute the same, but the loss on the line between them is
     high. The permutations maximize the inner product of all weights, ``sum_l <a_l, P b_l>``, one after another: each is
-    a linear assignment, solved by SciPy, and they are repeated until none changes. This is a local maximum; another
-    ``seed`` may give another one. Running statistics are permuted too, and have no say.
+    a linear assignment, solved by SciPy, and they are repeated until none changes. This is a local maximum, the better
+    one of two: from the order of b, and from a first match by each unit's sorted weights, which recovers a permuted
+    copy of a. Another ``seed`` may give another maximum. Running statistics are permuted too, and have no say.
 
     >>> import jax.numpy as jnp
     >>> a = {"w1": jnp.array([[1.0, 2.0, 3.0]]), "w2": jnp.array([[1.0], [5.0], [7.0]])}
@@ -69,10 +69,11 @@ def align(a: Params, b: Params, spec: Spec | Mapping[str, Any] | None = None, *,
     permutations = match(matched, spec.sizes, np.random.default_rng(seed))
     permuted = []
     for path, _, leaf, _ in leaves:
+        weights = np.asarray(leaf)
         for place, (axis, size) in enumerate(zip(spec.axes[path], leaf.shape, strict=True)):
             if axis is not None:
-                leaf = jnp.take(leaf, indices(axis, size, permutations, spec.sizes), place)
-        permuted.append(leaf)
+                weights = weights.take(indices(axis, size, permutations, spec.sizes), place)
+        permuted.append(jax.device_put(weights, leaf.sharding))
     return jax.tree.unflatten(jax.tree.structure(b), permuted)
 
 

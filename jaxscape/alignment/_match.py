@@ -168,7 +168,11 @@ def _factors(axis: Any, size: int, sizes: Mapping[str, int]) -> list[tuple[str |
 
 
 def match(pieces: Sequence[Piece], sizes: Mapping[str, int], rng: np.random.Generator) -> Permutations:
-    """Permutations that maximize the inner product of both networks, one after another until none changes.
+    """Permutations under which the inner product of both networks is large.
+
+    The ascent begins twice, and the better end counts: at the order of b, so that the result is never farther from a
+    than b is, and at `_by_sorted_weights`. From the order of b alone 3 of 10 permuted copies of a network with 16
+    layers of 8 units are not recovered, since all other layers are in a wrong order when the first one is matched.
 
     Args:
         pieces: Of all leaves.
@@ -178,10 +182,42 @@ def match(pieces: Sequence[Piece], sizes: Mapping[str, int], rng: np.random.Gene
     Returns:
         The permutations: entry i of the permuted network is entry ``p[i]`` of b.
     """
-    permutations = {name: np.arange(size) for name, size in sizes.items()}
     by_name = {name: [piece for piece in pieces if name in piece.names] for name in sizes}
+    starts = [{name: np.arange(size) for name, size in sizes.items()}, _by_sorted_weights(by_name, sizes)]
+    return max((_ascend(start, by_name, pieces, rng) for start in starts), key=lambda end: _inner(pieces, end))
+
+
+def _by_sorted_weights(by_name: Mapping[str, Sequence[Piece]], sizes: Mapping[str, int]) -> Permutations:
+    """Permutations for which no other one needs to be known: units are alike when their sorted weights are."""
+    permutations = {}  # those of a permuted copy of a, unless two units have the same weights
+    for name, size in sizes.items():
+        products = np.zeros((size, size))
+        for piece in by_name[name]:
+            a, b = (_sorted_weights(weights, piece.names, name) for weights in (piece.a, piece.b))
+            products = products + a @ b.T
+        permutations[name] = linear_sum_assignment(products, maximize=True)[1]
+    return permutations
+
+
+def _sorted_weights(weights: np.ndarray, names: Sequence[str | None], name: str) -> np.ndarray:
+    """The weights of each unit, a row each: those that other permutations mix are sorted."""
+    own = names.index(name)
+    mixed = [axis for axis, other in enumerate(names) if other is not None and axis != own]
+    ordered = [axis for axis, other in enumerate(names) if other is None]
+    groups = weights.transpose([own, *ordered, *mixed])
+    groups = groups.reshape(weights.shape[own], math.prod(weights.shape[axis] for axis in ordered), -1)
+    return np.sort(groups, axis=-1).reshape(weights.shape[own], -1)
+
+
+def _ascend(
+    permutations: Permutations,
+    by_name: Mapping[str, Sequence[Piece]],
+    pieces: Sequence[Piece],
+    rng: np.random.Generator,
+) -> Permutations:
+    """Improve one permutation after another until none changes: a local maximum of the inner product."""
     scale = sum(float(np.linalg.norm(piece.a) * np.linalg.norm(piece.b)) for piece in pieces)
-    names, improved = list(sizes), True
+    names, improved = list(permutations), True
     while improved:
         improved = False
         for name in rng.permutation(names):

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +42,8 @@ def _search(shapes: Mapping[str, tuple[int, ...]]) -> Spec | None:
     stem = next((shapes[name] for name in ("['conv']['kernel']", "['conv1']['kernel']") if name in shapes), ())
     if len(stem) != 4 or len(head) != 2:
         return None
+    # The first number in a name counts the layers: all kernels but those of shortcuts.
+    depth = str(sum(name.endswith("['kernel']") and "['shortcut']" not in name for name in shapes))
     module, _, function = BUILDER.partition(":")
     try:
         from flax import nnx
@@ -48,7 +51,7 @@ def _search(shapes: Mapping[str, tuple[int, ...]]) -> Spec | None:
         models = importlib.import_module(module)
     except ImportError:
         return None
-    for name in models.names():
+    for name in (name for name in models.names() if re.findall(r"\d+", name)[0] == depth):
         for options in _options(name, stem[3]):
             side = options.pop("side", 8)
             image = (side, side, stem[2])
@@ -56,9 +59,10 @@ def _search(shapes: Mapping[str, tuple[int, ...]]) -> Spec | None:
                 getattr(models, function), name, num_classes=head[1], image_shape=image, **options
             )
             graphdef, *states = nnx.split(nnx.eval_shape(build), nnx.Param, nnx.BatchStat)
-            variables = trees.overlay(*map(nnx.to_pure_dict, states))
-            known = trees.named_shapes(variables)
-            if all(known.get(path) == shape for path, shape in shapes.items()):
+            weights, statistics = map(nnx.to_pure_dict, states)
+            variables = trees.overlay(weights, statistics)
+            needed, known = map(trees.named_shapes, (weights, variables))  # statistics may be missing
+            if needed.items() <= shapes.items() <= known.items():
 
                 def network(variables: Params, images: Any, graphdef: Any = graphdef) -> Any:
                     return nnx.merge(graphdef, variables)(images)

@@ -17,6 +17,8 @@ from jaxscape.grid import Grid
 from jaxscape.interpolation import Curve, connect, interpolate, loss_barrier
 from jaxscape.linalg import Operator, lanczos
 from jaxscape.maps import eigenvalue_map, plane_hessian
+from jaxscape.normalizations import normalizations
+from jaxscape.sharpness import plane_measures, sharpness
 from jaxscape.surface import surface
 from jaxscape.sweep import load
 from jaxscape.trajectory import pca_directions, project, trajectory
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from jaxscape import datasets, plot, runs
     from jaxscape.alignment import Spec, align, permutation_spec
     from jaxscape.runs import load_run
+    from jaxscape.weights import weight_histogram, weight_norms
 
 __all__ = [
     "Curve",
@@ -47,26 +50,36 @@ __all__ = [
     "load",
     "load_run",
     "loss_barrier",
+    "normalizations",
     "pca_directions",
     "permutation_spec",
     "plane_hessian",
+    "plane_measures",
     "plot",
     "project",
     "random_directions",
     "runs",
+    "sharpness",
     "spectral_density",
     "surface",
     "top_eigenpairs",
     "trajectory",
+    "weight_histogram",
+    "weight_norms",
 ]
+
+
+_LAZY = {
+    **dict.fromkeys(("Spec", "align", "permutation_spec"), "alignment"),
+    **dict.fromkeys(("weight_histogram", "weight_norms"), "weights"),
+    "load_run": "runs",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import the top floor when it is first asked for: it needs optional or slow dependencies."""
-    if name == "load_run":
-        return importlib.import_module("jaxscape.runs").load_run
-    if name in ("Spec", "align", "permutation_spec"):
-        return getattr(importlib.import_module("jaxscape.alignment"), name)
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"jaxscape.{_LAZY[name]}"), name)
     if name in ("plot", "datasets", "runs"):
         return importlib.import_module(f"jaxscape.{name}")
     raise AttributeError(f"module 'jaxscape' has no attribute {name!r}")

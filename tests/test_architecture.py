@@ -20,12 +20,12 @@ FLOORS = (
     ("objective",),
     ("engine", "linalg"),
     ("curvature", "sweep"),
-    ("surface", "interpolation", "maps"),
-    ("trajectory",),
+    ("surface", "interpolation", "maps", "sharpness"),
+    ("trajectory", "normalizations"),
     ("plot", "cifar", "torch_weights", "checkpoints"),
     ("datasets",),
     ("runs",),
-    ("alignment",),
+    ("alignment", "weights"),
     ("cli",),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

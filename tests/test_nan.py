@@ -47,6 +47,9 @@ CALLS = {
         GOOD, loss, IMAGES, directions=DOWN, grid=LINE, compute_dtype="bfloat16", **OPTIONS
     ).loss[2],
     "hvp": lambda: js.hvp(loss, BAD, IMAGES, mesh=ONE)(GOOD)["k"][0, 0, 0, 0],
+    "a vector": lambda: js.hvp(loss, GOOD, IMAGES, mesh=ONE, linearize=True)(BAD | {"k": GOOD["k"] * jnp.nan})["var"][
+        0
+    ],
     "extreme_eigenvalues": lambda: js.extreme_eigenvalues(BAD, loss, IMAGES, **OPTIONS).max_eigenvalue,
     "top_eigenpairs": lambda: js.top_eigenpairs(BAD, loss, IMAGES, 1, **OPTIONS).eigenvalues[0],
     "hessian_trace": lambda: js.hessian_trace(BAD, loss, IMAGES, num_matvecs=6, **OPTIONS).trace,
@@ -86,6 +89,7 @@ SLOW = (
     "bfloat16",
     "interpolate",
     "a loss on the way",
+    "hessian_trace",
 )
 
 

@@ -617,7 +617,7 @@ WRONG = {
 }
 
 
-QUICK = ("dropout", "tokens, sorted", "large examples")
+QUICK = ("dropout", "large examples")
 
 
 @pytest.mark.check

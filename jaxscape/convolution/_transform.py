@@ -99,7 +99,7 @@ def has_native_convolution(jaxpr: core.Jaxpr) -> bool:
     return "conv_general_dilated" in str(jax.make_jaxpr(lambda *args: evaluate(jaxpr, args))(*inputs))
 
 
-def compiler_options(backend: str | None = None) -> dict[str, str]:
+def compiler_options(backend: str | None = None, *, linear: bool = False) -> dict[str, str]:
     """The ``compiler_options`` for `jax.jit` of a function that `fast_convolutions` returned.
 
     On a CPU they turn two things off:
@@ -113,21 +113,23 @@ def compiler_options(backend: str | None = None) -> dict[str, str]:
 
     Args:
         backend: The backend that runs the function, such as ``"cpu"`` or ``"gpu"``; None: the default backend.
+        linear: Whether the function is linear, so that it has no maximum: then YNNPACK keeps its fusions. A product
+            with the linearized gradient of a ResNet-20 at 32x32 pixels is 12 % slower without them.
 
     Returns:
         The ``compiler_options``; empty on backends other than ``"cpu"``.
     """
     if (backend or jax.default_backend()) != "cpu":
         return {}
-    return {name: value for name, value in _CPU_OPTIONS.items() if _is_known(name, value)}
+    options = {name: value for name, value in _CPU_OPTIONS.items() if not (linear and name == _YNNPACK)}
+    return {name: value for name, value in options.items() if _is_known(name, value)}
 
 
 _KEEPS_BARRIERS = version("jaxlib").startswith(("0.8.", "0.9.", "0.10."))
+_YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 _CPU_OPTIONS = {
     **({"xla_disable_hlo_passes": "cse_barrier_expander"} if _KEEPS_BARRIERS else {}),
-    "xla_cpu_experimental_ynn_fusion_type": (
-        "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
-    ),
+    _YNNPACK: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION",
 }
 
 

@@ -44,7 +44,7 @@ class Hessian(NamedTuple):
         inside, outside = subspace.split(params)
 
         def total(inside: list[Array]) -> Array:
-            return _weighted_sum(self.loss(constants, subspace.join(inside, outside), batch), weights)
+            return weighted_sum(self.loss(constants, subspace.join(inside, outside), batch), weights)
 
         return jax.linearize(jax.grad(total), inside)[1]
 
@@ -71,7 +71,7 @@ class GaussNewton(NamedTuple):
         inside, outside = subspace.split(params)
         of_model, of_loss = constants
         outputs, model = jax.linearize(lambda x: self.model(of_model, subspace.join(x, outside), batch), inside)
-        gradient = jax.grad(lambda y: _weighted_sum(self.loss(of_loss, y, batch), weights))
+        gradient = jax.grad(lambda y: weighted_sum(self.loss(of_loss, y, batch), weights))
         return model, jax.linearize(gradient, outputs)[1]
 
     def apply(self, prepared: Any, tangents: list[Array]) -> list[Array]:
@@ -125,7 +125,7 @@ class GaussNewtonSource(Source):
         return GaussNewton(model.computation, loss.computation, self.rules), (model.constants, loss.constants)
 
 
-def _weighted_sum(metrics: dict[str, Array], weights: Array) -> Array:
+def weighted_sum(metrics: dict[str, Array], weights: Array) -> Array:
     """The sum of weighted losses over a batch; an example of weight 0 adds nothing, whatever its loss."""
     if WEIGHT in metrics:
         weights = weights * metrics[WEIGHT]

@@ -72,10 +72,11 @@ def _programs(form: Form, subspace: Subspace, mesh: Mesh) -> Programs:
 
     every, by = _EVERYWHERE, _BY_EXAMPLES
     jit = functools.partial(jax.jit, compiler_options=compiler_options())
+    jit_linear = functools.partial(jax.jit, compiler_options=compiler_options(linear=True))
     inside = on_devices(direct, (every, every, by, every, by))
     return Programs(
         jit(on_devices(prepare, (every, every, by))),
-        jit(on_devices(apply, (by, every, by)), donate_argnums=2),
+        jit_linear(on_devices(apply, (by, every, by)), donate_argnums=2),
         jit(inside, donate_argnums=4),
         inside,
     )

@@ -9,10 +9,12 @@ number is written on the axes. The number of points above ``loss_max`` is writte
 
 from jaxscape.plot._curvature import eigenvalue_map, spectrum
 from jaxscape.plot._curves import band, interpolation, line, training_curves
+from jaxscape.plot._normalizations import normalizations
 from jaxscape.plot._scale import levels
 from jaxscape.plot._style import check_format, save
 from jaxscape.plot._surfaces import compare, contour, contourf, heatmap, surface3d
 from jaxscape.plot._trajectory import trajectories, trajectory, trajectory3d, trajectory_animation
+from jaxscape.plot._weights import weight_histogram, weight_norms
 
 __all__ = [
     "band",
@@ -25,6 +27,7 @@ __all__ = [
     "interpolation",
     "levels",
     "line",
+    "normalizations",
     "save",
     "spectrum",
     "surface3d",
@@ -33,4 +36,6 @@ __all__ = [
     "trajectory",
     "trajectory3d",
     "trajectory_animation",
+    "weight_histogram",
+    "weight_norms",
 ]

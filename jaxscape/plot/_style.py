@@ -50,7 +50,7 @@ def join_notes(*notes: str) -> str:
 
 def number(value: float) -> str:
     r"""A short label: ``0.05``, ``300``, ``$3\times10^{5}$``."""
-    if value == 0 or 1e-3 <= abs(value) < 1e4:
+    if value == 0 or 1e-3 <= abs(value) < 1e4 or not np.isfinite(value):
         return f"{value:.4g}"
     mantissa, exponent = f"{value:.2e}".split("e")
     mantissa = f"{float(mantissa):g}"

@@ -152,6 +152,7 @@ def test_a_subset_is_seeded_and_told():
     assert result.attrs["num_examples"] == 10
 
 
+@pytest.mark.slow
 def test_without_biases():
     result = mapped(ignore="bias_norm", grid=js.Grid(([1.0], [1.0])))
     takes_part = np.concatenate([np.full(leaf.size, leaf.ndim > 1) for leaf in jax.tree.leaves(PARAMS)])

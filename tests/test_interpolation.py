@@ -206,6 +206,7 @@ def test_rounding_is_not_counted_as_clipping():
     assert line(dead, dead, js.Grid.line(-0.5, 1.5, 11)).attrs["clipped_points"] == 0
 
 
+@pytest.mark.slow
 def test_the_statistics_of_a_run_are_reestimated(run):
     """On the data of one batch the re-estimated network is that in training mode."""
     from flax import nnx

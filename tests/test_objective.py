@@ -52,7 +52,7 @@ NUMBERS = {  # one of each call that takes a loss
 }
 
 
-@pytest.mark.parametrize("name", slow_but(["surface", "tolerance", "hvp", "map"], NUMBERS))
+@pytest.mark.parametrize("name", slow_but(["surface", "hvp"], NUMBERS))
 def test_what_a_loss_reads_from_outside_is_read_anew(name):
     loss_fn, namespace = scaled_by(jnp.float64(1.0))
     before = NUMBERS[name](loss_fn)
@@ -454,6 +454,7 @@ def test_the_curvature_of_terms_equals_the_dense_one():
     assert part.attrs["num_examples"] == 20 + 11
 
 
+@pytest.mark.slow
 def test_the_gauss_newton_matrix_of_terms_equals_the_dense_one():
     params, _, data = physics()
 

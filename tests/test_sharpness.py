@@ -84,8 +84,9 @@ def test_m_sharpness_is_the_mean_over_batches():
     ("name", "truth"),
     [
         ("average_case_adaptive", 0.005 * np.diag(MATRIX) @ np.asarray(FLAT) ** 2),
-        ("low_pass", OFFSET + 0.5e-2 * np.trace(MATRIX)),
+        pytest.param("low_pass", OFFSET + 0.5e-2 * np.trace(MATRIX), marks=pytest.mark.slow),
     ],
+    ids=["average case", "low pass"],
 )
 def test_the_mean_over_random_displacements(name, truth):
     row = measured(MINIMUM, quadratic, DATA, name, rho=0.1, sigma=0.1, num_samples=120)
@@ -94,6 +95,7 @@ def test_the_mean_over_random_displacements(name, truth):
     assert 1.3 < few.stderr / row.stderr < 3
 
 
+@pytest.mark.slow
 def test_a_mean_below_zero_is_not_clipped():
     assert measured(MINIMUM, lambda p, x: -quadratic(p, x), DATA, "average_case_adaptive").value < 0
 
@@ -168,8 +170,8 @@ def test_relative_flatness_equals_the_dense_one(layer):
             blocks = jax.hessian(mean_loss)(PARAMS)[name][name]  # (in, out, in, out)
             w = PARAMS[name]
             truth += jnp.einsum("is,it,dsdt->", w, w, blocks)
-    row = measured(PARAMS, cross_entropy, BATCH, "relative_flatness", layer=layer, num_samples=200)
-    assert abs(row.value - truth) < 4 * row.stderr < 0.8 * abs(truth)
+    row = measured(PARAMS, cross_entropy, BATCH, "relative_flatness", layer=layer, num_samples=80)
+    assert abs(row.value - truth) < 4 * row.stderr < 1.2 * abs(truth)
 
 
 def test_fisher_rao_equals_a_loop():
@@ -271,7 +273,7 @@ def test_running_statistics_are_not_displaced():
     def loss(p, x):
         return x * ((p["w"] - p["norm"]["mean"]) ** 2 / jnp.sqrt(p["norm"]["var"])).sum()
 
-    assert np.isfinite(measured(params, loss, DATA, "low_pass", sigma=1.0).value)
+    assert np.isfinite(measured(params, loss, DATA, "low_pass", sigma=1.0, num_samples=8).value)
 
 
 def test_ignored_leaves_are_not_displaced():

@@ -15,6 +15,7 @@ from tests.training import NETWORK, OPTIONS, config, same
 from training.presets import PRESETS
 
 
+@pytest.mark.slow
 def test_a_path_ends_at_the_runs_final_loss(run):
     ds = js.trajectory(run, points=3, progress=False)
     np.testing.assert_array_equal(ds.epoch, [0, 1, 2, 3])

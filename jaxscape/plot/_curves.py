@@ -263,7 +263,8 @@ def _curve(ax: Axes, result: xr.Dataset, metric: str, colour: str, dashes: str) 
         ax.fill_between(x, lower, y + 2 * band, color=colour, alpha=0.2, lw=0)
     edge = ax.get_xaxis_transform()  # x in data, y in fractions of the axes
     bad = computed & ~finite
-    ax.plot(x[bad], np.ones(bad.sum()), "x", color=colour, ms=4, transform=edge, clip_on=False)
+    if bad.any():  # nothing drawn beyond the axes has no extent, and the layout of several axes collapses
+        ax.plot(x[bad], np.ones(bad.sum()), "x", color=colour, ms=4, transform=edge, clip_on=False)
 
 
 def _right_axis(ax: Axes, curves: Mapping[str, xr.Dataset], metric: str) -> None:

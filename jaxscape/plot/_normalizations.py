@@ -1,7 +1,6 @@
 """Minimizers side by side under several normalizations (paper figures 3, 11, 12 and 13)."""
 
 import matplotlib.pyplot as plt
-import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
@@ -52,17 +51,19 @@ def normalizations(
     scale = choose(arrays, metric, None, log, loss_max)
     with style():
         figure, grid = plt.subplots(
-            1, len(norms), figsize=(3.2 * len(norms) + 0.6, 3.2), layout="constrained", squeeze=False
+            1, len(norms), figsize=(3.2 * len(norms) + 0.6, 3.4), layout="constrained", squeeze=False, sharey=True
         )
     axes = list(grid.flat)
     for ax, (norm, own) in zip(axes, results.items(), strict=True):
         titled = {name: one.assign_attrs(title=_title(norm)) for name, one in own.items()}
         line(titled, ax, metric=metric, log=scale.log, loss_max=loss_max)
-    limits = np.array([ax.get_ylim() for ax in axes])
-    for ax in axes:
-        ax.set_ylim(limits[:, 0].min(), limits[:, 1].max())
     for ax in axes[1:]:
         ax.set_ylabel("")
+        if legend := ax.get_legend():
+            legend.remove()  # that of the first axes is for all
+    for right in figure.axes[len(axes) : -1]:
+        right.set_ylabel("")
+        right.tick_params(labelright=False)
     return figure
 
 

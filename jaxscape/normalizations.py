@@ -77,15 +77,20 @@ def normalizations(
     """
     if not isinstance(minimizers, Mapping):
         raise TypeError(f"minimizers is {type(minimizers).__name__}, expected a mapping from names to params.")
+    if isinstance(norms, str) or not isinstance(norms, Sequence):
+        raise TypeError(f"norms is {norms!r}, expected a list of norms, such as [None, 'layer', 'filter'].")
     if not minimizers or not norms:
         raise ValueError(f"{'norms' if minimizers else 'minimizers'} is empty, expected at least one.")
     for norm in norms:
-        check_norm(norm)
+        check_norm(norm, "an entry of norms")
     if len(set(norms)) < len(norms):
         raise ValueError(f"norms is {list(norms)}, expected each norm once.")
+    checks.check_count(seed, "seed", 0)
     first = checks.as_params(next(iter(minimizers.values())), "minimizers")
     params = {str(name): checks.like(first, own, f"minimizers[{name!r}]") for name, own in minimizers.items()}
     grid = Grid.line(-1, 1, 401) if grid is None else grid
+    if not isinstance(grid, Grid):
+        raise TypeError(f"grid is {type(grid).__name__}, expected a js.Grid.")
     draw: dict[str, Any] = {"num": len(grid.shape), "ignore": ignore, "filter_axis": filter_axis}
     length = np.mean([_lengths(random_directions(seed, own, norm="filter", **draw)) for own in params.values()])
     rows = []

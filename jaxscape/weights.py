@@ -78,7 +78,10 @@ def _edges(bins: int | Sequence[float], weights: np.ndarray) -> np.ndarray:
         finite = np.abs(weights[np.isfinite(weights)])
         largest = float(finite.max(initial=0)) or 1.0
         return np.linspace(-largest, largest, int(bins) + 1)
-    edges = np.asarray(bins, np.float64)
+    try:
+        edges = np.asarray(bins, np.float64)
+    except (TypeError, ValueError):
+        edges = np.zeros(0)
     if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
         raise ValueError(f"bins is {bins!r}, expected a number of bins, or at least two ascending edges.")
     return edges

@@ -107,6 +107,30 @@ CALLS = {
         js.plane_hessian,
         PROBLEM | COMMON | {"directions": DIRECTIONS, "grid": GRID, "subset": None, "store": None, "seed": 0},
     ),
+    "sharpness": lambda: (
+        js.sharpness,
+        PROBLEM
+        | COMMON
+        | {"measures": ["keskar", "critical", "relative_flatness"], "rho": 0.05, "epsilon": 1e-3, "sigma": 0.01}
+        | {"num_samples": 2, "num_steps": 1, "m": 2, "layer": None, "preconditioner": None, "update": None}
+        | {"filter_axis": None, "key": 0, "ignore": None},
+    ),
+    "plane_measures": lambda: (js.plane_measures, {"result": result("line"), "level": 0.1, "metric": "loss"}),
+    "normalizations": lambda: (
+        js.normalizations,
+        {"minimizers": {"a": PARAMS}, "loss_fn": loss, "data": DATA, "norms": ("filter",), "grid": LINE}
+        | {"ignore": "bias_norm", "filter_axis": None, "seed": 0, "store": None, "progress": False},
+    ),
+    "weight_histogram": lambda: (js.weight_histogram, {"params": PARAMS, "bins": 3, "ignore": "bias_norm"}),
+    "weight_norms": lambda: (js.weight_norms, {"source": [PARAMS]}),
+    "plot.weight_histogram": lambda: (
+        js.plot.weight_histogram,
+        {"results": js.weight_histogram(PARAMS), "ax": None, "leaf": "all", "log": False},
+    ),
+    "plot.weight_norms": lambda: (
+        js.plot.weight_norms,
+        {"results": js.weight_norms([PARAMS]), "ax": None, "leaf": "all", "against": "epoch", "layers": False},
+    ),
     "random_directions": lambda: (
         js.random_directions,
         {"key": 0, "params": PARAMS, "num": 2, "norm": "filter", "ignore": "bias_norm", "filter_axis": None},

@@ -97,7 +97,7 @@ def test_planes_are_in_rows():
         ({"minimizers": {}}, ValueError, "minimizers is empty"),
         ({"norms": ()}, ValueError, "norms is empty"),
         ({"norms": ("filter", "filter")}, ValueError, "expected each norm once"),
-        ({"norms": ("max",)}, ValueError, "norm is 'max'"),
+        ({"norms": ("max",)}, ValueError, "an entry of norms is 'max'"),
         ({"minimizers": {"a": A, "b": {"w1": A["w1"]}}}, ValueError, r"minimizers\['b'\] has no leaf"),
     ],
     ids=range(6),

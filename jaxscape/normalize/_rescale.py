@@ -20,17 +20,18 @@ NORMS: tuple[str | None, ...] = (*get_args(Norm), None)
 LIBRARIES: tuple[str | None, ...] = (*get_args(Library), None)
 
 
-def check_norm(norm: Any) -> None:
+def check_norm(norm: Any, name: str = "norm") -> None:
     """Refuse an unknown normalization.
 
     Args:
         norm: What the caller passed.
+        name: What the caller's argument is called, for the message.
 
     Raises:
         ValueError: It is none of the known ones, which the message lists.
     """
-    if norm not in NORMS:
-        raise ValueError(f"norm is {norm!r}, expected one of {', '.join(map(repr, NORMS))}.")
+    if not (norm is None or isinstance(norm, str)) or norm not in NORMS:
+        raise ValueError(f"{name} is {norm!r}, expected one of {', '.join(map(repr, NORMS))}.")
 
 
 def reasons_to_ignore(params: Params, ignore: Ignore) -> list[str | None]:

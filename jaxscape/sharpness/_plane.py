@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 from scipy import ndimage
 
+from jaxscape import checks
 from jaxscape.arguments import checked
 
 _BORDER = "it reaches the border: a lower bound"
@@ -53,12 +54,11 @@ def plane_measures(result: xr.Dataset, *, level: float = 0.1, metric: str = "los
     Raises:
         ValueError: The result has another number of coordinates, lacks the metric, has fewer than 3 points along one,
             or the center is not within it; ``level`` is not positive.
-        TypeError: It is no Dataset.
+        TypeError: It is no Dataset, or ``level`` is no number.
     """
     if not isinstance(result, xr.Dataset):
         raise TypeError(f"result is {type(result).__name__}, expected the Dataset of js.surface.")
-    if not 0 < level < math.inf:
-        raise ValueError(f"level is {level!r}, expected a positive number, a height above the loss at the center.")
+    checks.check_positive(level, "level")
     if metric not in result and "min_eigenvalue" in result:
         rows = {"negative_curvature": _share_of_map(result)}
     else:

@@ -122,7 +122,7 @@ def sharpness(
     refuse_inside_transform("js.sharpness")
     params = checks.as_params(params)
     for name, number in (("rho", rho), ("epsilon", epsilon), ("sigma", sigma)):
-        _check_positive(number, name)
+        checks.check_positive(number, name)
     for name, count, least in (("num_samples", num_samples, 2), ("num_steps", num_steps, 1), ("m", m, 1)):
         checks.check_count(count, name, least)
     checks.check_mesh(mesh)
@@ -130,7 +130,7 @@ def sharpness(
     preconditioner = _checked_preconditioner(params, preconditioner)
     update = None if update is None else checks.like(params, update, "update")
     kernels = [name for name, shape in trees.named_shapes(params).items() if len(shape) > 1]
-    if layer is not None and layer not in kernels:
+    if layer is not None and not (isinstance(layer, str) and layer in kernels):
         raise ValueError(f"layer is {layer!r}, expected the path of a kernel: {', '.join(kernels)}.")
     options = Options(
         rho=rho,
@@ -194,13 +194,6 @@ def _described(name: str, options: Options) -> dict[str, Any]:
     measure = MEASURES[name]
     own = {option: getattr(options, option) for option in measure.options}
     return {"definition": measure.definition, "source": measure.source, **own}
-
-
-def _check_positive(value: Any, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise TypeError(f"{name} is {value!r}, expected a positive number.")
-    if not 0 < value < np.inf:
-        raise ValueError(f"{name} is {value!r}, expected a positive number.")
 
 
 def _checked_preconditioner(params: Params, preconditioner: Params | None) -> Params | None:

@@ -131,23 +131,6 @@ def check_count(value: Any, name: str, least: int = 1) -> None:
         raise ValueError(f"{name} is {value}, expected an integer of at least {least}, and of at most 63 bits.")
 
 
-def check_positive(value: Any, name: str) -> None:
-    """Check that a size is a positive number.
-
-    Args:
-        value: What the caller passed.
-        name: What the caller's argument is called, for the message.
-
-    Raises:
-        TypeError: It is no number.
-        ValueError: It is not positive, or not finite.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise TypeError(f"{name} is {value!r}, expected a positive number.")
-    if not 0 < value < 2.0**60:
-        raise ValueError(f"{name} is {value!r}, expected a positive number of at most 2**60.")
-
-
 def check_mesh(mesh: Any) -> None:
     """Check that devices are given as a mesh, or not at all.
 

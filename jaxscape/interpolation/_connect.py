@@ -89,7 +89,12 @@ def connect(
     if isinstance(statistics, str) and statistics == "frozen":
         raise ValueError("statistics is 'frozen', expected one of interpolate, reestimate, or a function.")
     if policy_of(statistics, loss_fn, a, None) == "reestimate":
-        of_batch = statistics_function(statistics, loss_fn)
+        function = statistics_function(statistics, loss_fn)
+
+        def of_batch(params: Params, batch: Data) -> Params:
+            with blamed("statistics", "with params and a batch of data"):
+                return function(params, batch)
+
         loss_fn = each_term(loss_fn, lambda f: lambda p, batch: f(trees.overlay(p, of_batch(p, batch)), batch))
     objective = Objective.of(loss_fn, a, data, check=False)
 

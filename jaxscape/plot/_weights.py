@@ -85,9 +85,7 @@ def weight_norms(
         TypeError: ``results`` is not a result, a mapping or a list of results.
     """
     curves = named(results)
-    if not isinstance(layers, bool | np.bool_):
-        raise TypeError(f"layers is {layers!r}, expected True or False.")
-    if not isinstance(against, str) or against not in ("epoch", "iteration"):
+    if against not in ("epoch", "iteration"):
         raise ValueError(f"against is {against!r}, expected 'epoch' or 'iteration'.")
     for name, result in curves.items():
         if "norm" not in result or result.norm.dims != ("epoch", "leaf"):
@@ -123,6 +121,6 @@ def _layers(ax: Axes, result: xr.Dataset, against: str) -> None:
 
 
 def _check_leaf(result: xr.Dataset, leaf: str) -> None:
-    if not isinstance(leaf, str) or leaf not in result.leaf.values:
+    if leaf not in result.leaf.values:
         names = ", ".join(map(str, result.leaf.values))
         raise ValueError(f"leaf is {leaf!r}, expected 'all' or one of: {names}.")

@@ -9,7 +9,6 @@ import pandas as pd
 import xarray as xr
 from scipy import ndimage
 
-from jaxscape import checks
 from jaxscape.arguments import checked
 
 _BORDER = "it reaches the border: a lower bound"
@@ -58,7 +57,6 @@ def plane_measures(result: xr.Dataset, *, level: float = 0.1, metric: str = "los
     """
     if not isinstance(result, xr.Dataset):
         raise TypeError(f"result is {type(result).__name__}, expected the Dataset of js.surface.")
-    checks.check_positive(level, "level")
     if metric not in result and "min_eigenvalue" in result:
         rows = {"negative_curvature": _share_of_map(result)}
     else:

@@ -121,21 +121,19 @@ def sharpness(
     """
     refuse_inside_transform("js.sharpness")
     params = checks.as_params(params)
-    for name, number in (("rho", rho), ("epsilon", epsilon), ("sigma", sigma)):
-        checks.check_positive(number, name)
-    for name, count, least in (("num_samples", num_samples, 2), ("num_steps", num_steps, 1), ("m", m, 1)):
-        checks.check_count(count, name, least)
+    if sigma is None:
+        raise TypeError("sigma is None, expected a positive number.")
     checks.check_mesh(mesh)
     key = as_key(key)
     preconditioner = _checked_preconditioner(params, preconditioner)
     update = None if update is None else checks.like(params, update, "update")
     kernels = [name for name, shape in trees.named_shapes(params).items() if len(shape) > 1]
-    if layer is not None and not (isinstance(layer, str) and layer in kernels):
+    if layer is not None and layer not in kernels:
         raise ValueError(f"layer is {layer!r}, expected the path of a kernel: {', '.join(kernels)}.")
     options = Options(
-        rho=rho,
-        epsilon=epsilon,
-        sigma=sigma,
+        rho=float(rho),
+        epsilon=float(epsilon),
+        sigma=float(sigma),
         num_samples=num_samples,
         num_steps=num_steps,
         m=m,

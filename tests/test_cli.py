@@ -276,6 +276,7 @@ def test_line_evaluates_train_and_test_along_one_direction(run, capsys):
 
 
 @pytest.mark.parametrize("more", slow_but([False], [False, True]), ids=["map", "map and spectrum"])
+@pytest.mark.slow
 def test_hessian_is_that_of_the_library(run, capsys, more):
     options = ["--points", "3x2", "--range", "-0.5", "1", "--seed", "7", "--subset", "15", "--weights-only"]
     assert cli.main(["hessian", str(run), *options, "--tol", "1e-5", *(["--spectrum"] if more else [])]) == 0

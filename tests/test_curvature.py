@@ -247,6 +247,7 @@ def test_top_eigenpairs_equal_the_dense_ones(which):
         np.testing.assert_allclose(np.linalg.norm(matrix @ flat - value * flat), residual, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_ignored_leaves_take_no_part():
     _, loss_fn, params, data = problem("batch norm")
     matrix = dense_of("batch norm")[0]
@@ -414,9 +415,12 @@ BAD_CALLS = {
     "method": (lambda c: c.call(js.hessian_trace, method="exact"), "method is 'exact'"),
     "num_matvecs": (lambda c: c.call(js.hessian_trace, num_matvecs=5), r"num_matvecs is 5, .* 6 for hutch\+\+"),
     "num_probes": (lambda c: c.call(js.spectral_density, num_probes=1), "num_probes is 1, expected at least 2"),
-    "num_steps": (lambda c: c.call(js.spectral_density, num_steps=0), "num_steps is 0, expected at least 1"),
+    "num_steps": (
+        lambda c: c.call(js.spectral_density, num_steps=0),
+        "num_steps is 0, expected an integer of at least 1",
+    ),
     "num_points": (lambda c: c.call(js.spectral_density, num_points=1), "num_points is 1, expected at least 8"),
-    "sigma": (lambda c: c.call(js.spectral_density, sigma=-1.0), "sigma is -1.0, expected a positive width"),
+    "sigma": (lambda c: c.call(js.spectral_density, sigma=-1.0), "sigma is -1.0, expected a positive number"),
 }
 
 

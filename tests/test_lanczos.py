@@ -254,6 +254,7 @@ def test_none_of_several_pairs_is_missed(which):
 
 
 @pytest.mark.parametrize("steps", slow_but([12], [3, 12, 25]))
+@pytest.mark.slow
 def test_the_growth_is_that_of_every_eigenvector(steps):
     """The norm of an eigenvector's coordinates in the space and its next vector, over that in the first vector."""
     spectrum = np.concatenate([[-4.0, -3.9], np.random.default_rng(0).uniform(-1, 2, 100), [2.5, 3.0]])

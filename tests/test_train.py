@@ -46,6 +46,7 @@ def test_metrics_config_and_checkpoints(run):
     np.testing.assert_array_equal(run.checkpoints[0]["head"]["kernel"], initial.head.kernel[...])
 
 
+@pytest.mark.slow
 def test_the_center_of_the_surface_is_the_runs_final_loss(run):
     for split, data in (("train", run.data), ("test", run.test_data)):
         ds = js.surface(run.params, run.loss_fn, data, grid=js.Grid.plane((0, 1, 2), (0, 1, 2)), progress=False)

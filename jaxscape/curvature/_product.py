@@ -145,12 +145,13 @@ class Product:
         """
         self.objective, self.subspace, self._mesh, self._linearize = objective, subspace, mesh, linearize
         self._parts: list[_Part] = []
-        with jax.ensure_compile_time_eval():  # within a transform too, data is data
-            for source in sources:
-                size = min(batch_size or choose_batch_size(source, subspace), source.term.examples)
-                for stack in _stacks(source.term, size, mesh.size, subspace.dtype):
-                    form, constants = source.form(jax.tree.leaves(stack)[0].shape[2])
-                    self._parts.append(_Part(form, constants, stack))
+        for source in sources:
+            size = min(batch_size or choose_batch_size(source, subspace), source.term.examples)
+            with jax.ensure_compile_time_eval():  # within a transform too, data is data
+                stacks = _stacks(source.term, size, mesh.size, subspace.dtype)
+            for stack in stacks:
+                form, constants = source.form(jax.tree.leaves(stack)[0].shape[2])
+                self._parts.append(_Part(form, constants, stack))
 
     def on(self, mesh: Mesh) -> "Product":
         """The same product on other devices, as many; the data on the host are shared."""
@@ -174,7 +175,7 @@ class Product:
             params = self._everywhere(params)
             prepared = self._prepared(params) if self._keeps(params) else None
         for term in self.objective.terms:
-            term.verdict()  # after the call that compiles, since the check compiles beside it
+            term.check.verdict()  # after the call that compiles, since the check compiles beside it
         if inside:
             return functools.partial(self._inside, params)
 
@@ -202,6 +203,9 @@ class Product:
         return _joined(self.subspace, total)
 
     def _prepared(self, params: Params) -> list[Any]:
+        form, *operands = self._placed[0]
+        for term in self.objective.terms:
+            term.check.begin_beside(self._run(form).prepare, params, *operands)
         return [self._run(form).prepare(params, constants, stack) for form, constants, stack in self._placed]
 
     def _run(self, form: Form) -> Programs:

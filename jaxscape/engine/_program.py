@@ -133,8 +133,10 @@ class Program:
         shared = PartitionSpec(self._points_axes or None)
         points = self._place((padded, np.array(shares, np.int32)), shared)
         limits = self._place(np.array(window, np.int32), PartitionSpec())
-        out = self._run(keep)(*self._operands, *points, limits)
-        self.term.verdict()  # after the call that compiles, since the check compiles beside it
+        program, operands = self._run(keep), (*self._operands, *points, limits)
+        self.term.check.begin_beside(program, *operands)
+        out = program(*operands)
+        self.term.check.verdict()
         return lambda: {name: values[slots] for name, values in fetch(out).items()}
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from jaxscape import trees
 from jaxscape.convolution import compiler_options
 from jaxscape.objective._batches import cached_examples, even_size, num_examples, rows_of
-from jaxscape.objective._check import check_is_mean
+from jaxscape.objective._check import Check, check_is_mean
 from jaxscape.objective._jaxpr import Identity, depends_on
 from jaxscape.objective._terms import metrics_of, split_terms
 from jaxscape.objective._trace import PRECISIONS, Computation, Traced, abstract, is_traced, trace
@@ -34,8 +34,8 @@ class Term:
         per_example: For each metric whether the loss gives it per example (True) or as the mean of a batch (False).
         weighted: Whether the loss gives weights.
         canonical: Examples in the batch whose trace identifies the loss.
-        verdict: A call that raises a ValueError if the loss turns out to be no mean over examples, see `check_is_mean`.
-            What computes with the term calls it before it gives a result.
+        check: Whether the loss is a mean over its examples, see `check_is_mean`. What computes with the term asks for
+            the verdict before it gives a result.
     """
 
     def __init__(self, name: str, loss_fn: LossFn, params: Params, data: Data, compute_dtype: str | None) -> None:
@@ -53,7 +53,7 @@ class Term:
             TypeError: A metric is no real number.
         """
         self.name, self.examples = name, num_examples(data, f"data[{name!r}]" if name else "data")
-        self.verdict: Callable[[], None] = lambda: None
+        self.check = Check()
         self.data = np.zeros((1, 0)) if data is None else data
         self._argument = f"loss_fn[{name!r}]" if name else "loss_fn"
         self._no_data = data is None
@@ -232,7 +232,7 @@ class Objective:
             data: Arrays with a common leading example axis; a mapping of such for several terms; None: no data.
             compute_dtype: ``"float32"``, ``"tensorfloat32"`` or ``"bfloat16"``; None: as JAX is configured.
             check: Whether to find out if the loss is a mean over examples, as `check_is_mean` does. The verdict is that
-                of `Term.verdict`.
+                of `Term.check`.
             batch_size: Examples in one call of loss_fn, at most, that the caller asked for.
 
         Returns:
@@ -250,9 +250,8 @@ class Objective:
             tuple(Term(name, f, params, part, compute_dtype) for name, (f, part) in parts.items()), compute_dtype
         )
         if check and not is_traced((params, data)):
-            with jax.ensure_compile_time_eval():  # within a transform too, values are values
-                for term in objective.terms:
-                    term.verdict = check_is_mean(term, params, batch_size)
+            for term in objective.terms:
+                term.check = check_is_mean(term, params, batch_size)
         return objective
 
     def only(self, metrics: Collection[str]) -> "Objective":

@@ -141,6 +141,34 @@ def test_running_statistics_are_not_trained(statistics):
         np.testing.assert_allclose(ds.loss[[0, -1]], [end.mean() for end in ends], rtol=1e-12)
 
 
+def stopped(x):
+    return jax.lax.stop_gradient(x)
+
+
+def stopped_in_a_loop(x):
+    return jax.lax.scan(lambda _, row: (None, jax.lax.stop_gradient(row)), None, x[None])[1][0]
+
+
+@pytest.mark.parametrize("stop", [stopped, stopped_in_a_loop])
+def test_the_gradient_goes_through_the_statistics_of_a_batch(stop):
+    """flax.nnx stops it. The scale of w has no effect after batch norm, so that the penalty alone moves it."""
+    x = np.random.default_rng(0).normal(1, 2, (60, 3))
+
+    def of_batch(p, x):
+        y = x * p["weight"]
+        return {"norm": {"mean": stop(y.mean(0)), "var": stop(y.var(0))}}
+
+    def penalized(p, x):
+        y = (x * p["weight"] - p["norm"]["mean"]) / jnp.sqrt(p["norm"]["var"])
+        return (y**4).sum(-1) + (p["weight"] ** 2).sum()
+
+    a = {"weight": jnp.array([1.0, 2.0, 3.0]), "norm": {"mean": jnp.zeros(3), "var": jnp.ones(3)}}
+    options = {"statistics": of_batch, "num_steps": 1, "optimizer": optax.sgd(1.0), "batch_size": 60}
+    moved = connect(a, a, penalized, x, **options).control["weight"] - a["weight"]
+    t = np.random.default_rng(0).uniform()
+    np.testing.assert_allclose(moved, -2 * a["weight"] * 2 * t * (1 - t), rtol=1e-10)
+
+
 def test_variances_beyond_the_ends_of_a_curve_are_clipped_and_counted():
     x = np.ones((4, 3))
     curve = js.Curve(network(0.0, 0.5, 1.0))

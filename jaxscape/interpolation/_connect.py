@@ -11,10 +11,10 @@ from tqdm.auto import tqdm
 
 from jaxscape import checks, trees
 from jaxscape.arguments import blamed, checked
-from jaxscape.convolution import compiler_options
+from jaxscape.convolution import compiler_options, fast_convolutions
 from jaxscape.interpolation._curve import Curve, Kind, check_kind, corner_weights
 from jaxscape.interpolation._statistics import each_term, policy_of, statistics_function, with_statistics_of
-from jaxscape.objective import Objective, refuse_inside_transform, rows_of
+from jaxscape.objective import Objective, refuse_inside_transform, rows_of, trace
 from jaxscape.types import Data, LossFn, Params
 
 
@@ -63,8 +63,9 @@ def connect(
 
             ``"interpolate"``: the control point has the mean of both minimizers'.
 
-            ``"reestimate"``: each step takes the statistics of its batch, as training does; then pass the same to
-            `interpolate`. It needs the loss_fn of `load_run`, or a function ``statistics(params, batch)`` as there.
+            ``"reestimate"``: each step takes the statistics of its batch, as training does, and its gradient goes
+            through them, also where they are under `jax.lax.stop_gradient`; then pass the same to `interpolate`. It
+            needs the loss_fn of `load_run`, or a function ``statistics(params, batch)`` as there.
         seed: Of the points and batches.
         progress: True or False for a progress bar; None for one on terminals and in notebooks.
 
@@ -93,7 +94,9 @@ def connect(
 
         def of_batch(params: Params, batch: Data) -> Params:
             with blamed("statistics", "with params and a batch of data"):
-                return function(params, batch)
+                computation, constants = trace(function, params, batch)
+            # flax.nnx stops the gradients of running statistics: the curve would follow no gradient of its loss.
+            return computation.without_stops()(constants, params, batch)
 
         loss_fn = each_term(loss_fn, lambda f: lambda p, batch: f(trees.overlay(p, of_batch(p, batch)), batch))
     objective = Objective.of(loss_fn, a, data, check=False)
@@ -106,7 +109,7 @@ def connect(
             means = [term.mean(point, batch) for term, batch in zip(objective.terms, batches, strict=True)]
             return jnp.sum(jnp.stack(means))
 
-        value, gradient = jax.value_and_grad(loss)(control)
+        value, gradient = fast_convolutions(jax.value_and_grad(fast_convolutions(loss)))(control)
         gradient = with_statistics_of(jax.tree.map(jnp.zeros_like, gradient), gradient)
         with blamed("optimizer.update", "with a gradient, a state and params"):
             updates, state = optimizer.update(gradient, state, control)

@@ -221,6 +221,23 @@ def _map_jaxprs(value: Any, function: Callable[[core.Jaxpr], core.Jaxpr]) -> Any
     return function(value) if isinstance(value, core.Jaxpr) else value
 
 
+def without_stops(jaxpr: core.Jaxpr) -> core.Jaxpr:
+    """The jaxpr without `jax.lax.stop_gradient`, in the bodies of loops and branches too."""
+    sources: dict[Any, Any] = {}  # what stands for the result of a stop
+
+    def atom(a: Any) -> Any:
+        return a if isinstance(a, core.Literal) else sources.get(a, a)
+
+    equations = []
+    for eqn in jaxpr.eqns:
+        operands = [atom(a) for a in eqn.invars]
+        if eqn.primitive.name == "stop_gradient":
+            sources[eqn.outvars[0]] = operands[0]
+        else:
+            equations.append(eqn.replace(invars=operands, params=_map_jaxprs(eqn.params, without_stops)))
+    return jaxpr.replace(eqns=equations, outvars=[atom(a) for a in jaxpr.outvars])
+
+
 def _without_mesh(eqn: core.JaxprEqn) -> core.JaxprEqn:
     """The equation outside of the mesh that it was traced in."""
     if eqn.ctx.cur_abstract_mesh.empty:

@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from jaxscape.convolution import evaluate
 from jaxscape.meshes import users_mesh
-from jaxscape.objective._jaxpr import Identity, array_digest, depends_on, hoist, identify
+from jaxscape.objective._jaxpr import Identity, array_digest, depends_on, hoist, identify, without_stops
 
 PRECISIONS = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": None}
 """The values of ``compute_dtype``, and the precision of matrix products that JAX has for each."""
@@ -44,6 +44,11 @@ class Computation:
         dtypes = [aval.dtype for aval in self._results]
         # asarray: a result that does not depend on the arguments is a Python number in the jaxpr
         return jax.tree.unflatten(self.out_tree, map(jnp.asarray, values, dtypes))
+
+    def without_stops(self) -> "Computation":
+        """The same values; derivatives go through what `jax.lax.stop_gradient` stops."""
+        jaxpr = without_stops(self.jaxpr)
+        return Computation(jaxpr, self.out_tree, identify(jaxpr))
 
     def __hash__(self) -> int:
         return hash((self.identity, self.out_tree))

@@ -568,3 +568,13 @@ def test_an_interpolation_shows_both_ends_and_their_errors():
     assert plot.interpolation(results["train"].isel(alpha=[0, 2, 4])).get_title() == "vgg9"  # no ends
     with pytest.raises(ValueError, match="result 'a' has no dimension alpha, expected one of js.interpolate"):
         plot.interpolation({"a": results["train"].rename(alpha="t")})
+
+
+def test_the_power_of_ten_of_the_ticks_stands_beside_the_note():
+    result = with_nans(surface(bowl, beta=BETA * 1e-9))
+    ax = plot.contour(result)
+    ax.figure.canvas.draw()
+    power = ax.yaxis.get_offset_text()
+    assert power.get_text() == "1e−9"
+    note = next(text for text in ax.texts if "points" in text.get_text())
+    assert not power.get_window_extent().overlaps(note.get_window_extent())

@@ -41,6 +41,8 @@ def add_note(ax: Axes, text: str, lines: int | None = None) -> None:
         return
     ax.set_title(ax.get_title(), pad=5 + 10 * lines)
     ax.annotate(text, (0.5, 1), (0, 3), "axes fraction", "offset points", size=7.5, color="0.3", ha="center")
+    if ax.name != "3d":  # the power of ten of the ticks, which stands where the note is
+        ax.yaxis.get_offset_text().set(x=-0.02, horizontalalignment="right")
 
 
 def join_notes(*notes: str) -> str:

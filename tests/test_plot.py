@@ -572,7 +572,7 @@ def test_an_interpolation_shows_both_ends_and_their_errors():
 
 def test_the_power_of_ten_of_the_ticks_stands_beside_the_note():
     result = with_nans(surface(bowl, beta=BETA * 1e-9))
-    ax = plot.contour(result)
+    ax = plot.contour(result, plt.subplots(figsize=(2, 2))[1])
     ax.figure.canvas.draw()
     power = ax.yaxis.get_offset_text()
     assert power.get_text() == "1e−9"

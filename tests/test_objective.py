@@ -724,6 +724,17 @@ def test_every_call_waits_for_the_verdict(name):
 
 
 @pytest.mark.check
+def test_the_check_runs_within_a_context_of_the_caller():
+    """The thread does not inherit the context: it passes what is right there, and refuses what is wrong."""
+    with jax.enable_x64(False):
+        data, params = np.ones((40, 2), np.float32), {"w": jnp.eye(2)}
+        result = js.surface(params, lambda p, x: (x @ p["w"]).sum(-1), data, directions=[params], grid=GRID)
+    assert result.attrs["center_loss"] == 2
+    with jax.enable_x64(False), pytest.raises(ValueError, match="is no mean over examples"):
+        js.surface(params, lambda p, x: (x @ p["w"]).sum(-1) / len(x), data, directions=[params], grid=GRID)
+
+
+@pytest.mark.check
 def test_memory_that_runs_out_in_the_check_halves_the_batch(monkeypatch):
     from jaxscape.objective import _check
 

@@ -2,7 +2,9 @@
 
 import functools
 import hashlib
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -174,14 +176,48 @@ def size(tree: Params) -> int:
 
 def fingerprint(*trees: Any) -> str:
     """A hash of the paths, shapes, dtypes and contents of all leaves; equal trees have equal fingerprints."""
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(trees)
+    leaves = [leaf for _, leaf in paths_and_leaves]
+    if sum(np.size(leaf) for leaf in leaves) > 1 << 22:  # a thread hashes 0.7 GB/s: 2.1 s for a GPT-2 and a direction
+        with ThreadPoolExecutor() as pool:
+            digests = list(pool.map(array_digest, leaves))
+    else:
+        digests = [array_digest(leaf) for leaf in leaves]
     digest = hashlib.blake2b(digest_size=8)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
-        digest.update(f"{jax.tree_util.keystr(path)}{array_digest(leaf)}".encode())
+    for (path, _), leaf_digest in zip(paths_and_leaves, digests, strict=True):
+        digest.update(f"{jax.tree_util.keystr(path)}{leaf_digest}".encode())
     return digest.hexdigest()
 
 
+_DIGESTS: dict[int, tuple[weakref.ref[Any], str]] = {}  # by the id of an array
+
+
 def array_digest(array: Any) -> str:
-    """A hash of the dtype, shape and contents of an array; PRNG keys count as arrays."""
+    """A hash of the dtype, shape and contents of an array; PRNG keys count as arrays.
+
+    An array on an accelerator cannot change: it is copied to the host and hashed once. On a CPU a JAX array may share
+    its memory with a NumPy array, which can change.
+
+    Args:
+        array: An array, or a number.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    if not _is_immutable(array):
+        return _digest(array)
+    reference, digest = _DIGESTS.get(id(array), (None, ""))
+    if reference is None or reference() is not array:
+        digest, key = _digest(array), id(array)
+        _DIGESTS[key] = weakref.ref(array, lambda _: _DIGESTS.pop(key, None)), digest
+    return digest
+
+
+def _is_immutable(array: Any) -> bool:
+    return isinstance(array, jax.Array) and all(device.platform != "cpu" for device in array.devices())
+
+
+def _digest(array: Any) -> str:
     array = array if hasattr(array, "dtype") else np.asarray(array)
     kind = str(array.dtype)
     if isinstance(array, jax.Array) and jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):

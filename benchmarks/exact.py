@@ -8,7 +8,6 @@ without `fast_convolutions`. Both must give the same losses to 1e-4.
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from jax.extend import core
 
 import jaxscape as js
 from benchmarks import cases, problems, torch_loop
+from benchmarks.timing import seconds
 from jaxscape.objective import _trace
 
 CASES = ("mlp", "resnet20-8", "resnet56-8", "resnet20-32", "resnet56-32")
@@ -53,13 +53,6 @@ def problem(case: str) -> tuple[Any, Any, Callable[..., Any], Any, torch.nn.Modu
     data = digits if size == "8" else problems.random_images(512)
     params, stats, loss = problems.initialized(arch, data)
     return params, stats, loss, data, torch_loop.ResNet(int(arch[6:]), data[0].shape[-1])
-
-
-def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
-    """The seconds that a call took, and its result."""
-    start = time.perf_counter()
-    result = run()
-    return time.perf_counter() - start, result
 
 
 def matmul_peak() -> float:

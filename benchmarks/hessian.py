@@ -29,7 +29,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import jaxscape as js
 from benchmarks import cases, problems, torch_loop
-from benchmarks.exact import seconds
+from benchmarks.timing import seconds
 from jaxscape import trees
 from jaxscape.curvature import Options, hessian_product
 from jaxscape.curvature._operators import one_mesh
@@ -41,13 +41,19 @@ RISKS = (math.inf, 0.1, 0.03, 0.01)
 
 
 def theirs(
-    net: torch.nn.Module, data: js.datasets.Split, v: dict[str, torch.Tensor], layout: torch.memory_format, batch: int
+    net: torch.nn.Module,
+    data: js.datasets.Split,
+    v: dict[str, torch.Tensor],
+    layout: torch.memory_format,
+    batch: int,
+    device: str = "cpu",
 ) -> Callable[[], dict[str, torch.Tensor]]:
     """One product over all of the data by double backward."""
-    images = torch.from_numpy(data.images.transpose(0, 3, 1, 2).copy()).contiguous(memory_format=layout)
-    labels = torch.from_numpy(np.asarray(data.labels)).long()
-    net = net.to(memory_format=layout).eval()
+    images = torch.from_numpy(data.images.transpose(0, 3, 1, 2).copy()).contiguous(memory_format=layout).to(device)
+    labels = torch.from_numpy(np.asarray(data.labels)).long().to(device)
+    net = net.to(device, memory_format=layout).eval()
     names, weights = zip(*net.named_parameters(), strict=True)
+    v = {name: direction.to(device) for name, direction in v.items()}
     along = [v[name].contiguous(memory_format=layout) if v[name].ndim == 4 else v[name] for name in names]
 
     def product() -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ import xarray as xr
 
 import jaxscape as js
 from benchmarks import problems
-from benchmarks.exact import seconds
+from benchmarks.timing import seconds
 from jaxscape.objective import PRECISIONS
 
 

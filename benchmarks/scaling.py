@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 import jaxscape as js
 from benchmarks import problems
-from benchmarks.exact import seconds
+from benchmarks.timing import seconds
 from jaxscape import plot, trees
 
 

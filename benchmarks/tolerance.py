@@ -18,7 +18,7 @@ import xarray as xr
 
 import jaxscape as js
 from benchmarks import problems
-from benchmarks.exact import seconds
+from benchmarks.timing import seconds
 
 RTOL = 0.01
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F  # noqa: N812
 import jaxscape as js
 import train
 from benchmarks import cases, problems, torch_loop
-from benchmarks.exact import seconds
+from benchmarks.timing import seconds
 from jaxscape import runs
 from training.step import shared
 
@@ -52,22 +52,28 @@ def ours(config: train.Config, data: js.datasets.Split) -> tuple[Callable[[int],
 
 
 def theirs(
-    net: torch.nn.Module, config: train.Config, data: js.datasets.Split, layout: torch.memory_format
+    net: torch.nn.Module,
+    config: train.Config,
+    data: js.datasets.Split,
+    layout: torch.memory_format,
+    device: str = "cpu",
 ) -> Callable[[int], None]:
     """A function that runs the same steps in PyTorch."""
-    images = torch.from_numpy(data.images.transpose(0, 3, 1, 2).copy()).contiguous(memory_format=layout)
-    labels = torch.from_numpy(data.labels).long()
-    net = net.to(memory_format=layout).train()
+    images = torch.from_numpy(data.images.transpose(0, 3, 1, 2).copy()).contiguous(memory_format=layout).to(device)
+    labels = torch.from_numpy(data.labels).long().to(device)
+    net = net.to(device, memory_format=layout).train()
     optimizer = torch.optim.SGD(
         net.parameters(), config.learning_rate, momentum=0.9, weight_decay=config.weight_decay, nesterov=True
     )
 
     def run(steps: int) -> None:
         for i in range(steps):
-            rows = (i * BATCH + torch.arange(BATCH)) % len(labels)
+            rows = (i * BATCH + torch.arange(BATCH, device=device)) % len(labels)
             optimizer.zero_grad()
             F.cross_entropy(net(images[rows]), labels[rows]).backward()
             optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return run
 

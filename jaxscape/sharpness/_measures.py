@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from jaxscape import trees
 from jaxscape.engine import evaluate
-from jaxscape.linalg import lanczos
+from jaxscape.linalg import Operator
 from jaxscape.normalize import filters_of_leaves, reasons_to_ignore
 from jaxscape.objective import Objective
 from jaxscape.sharpness._ascent import Region, largest_loss
@@ -116,20 +116,20 @@ def _nonfinite(count: int, total: int, what: str) -> str:
 
 
 def _lambda_max(problem: Problem) -> Row:
-    ends = problem.hessian.extreme_eigenvalues(key=problem.key, progress=False)
-    return _largest_eigenvalue(ends)
+    return _largest_eigenvalue(problem.hessian, problem)
 
 
 def _preconditioned_lambda_max(problem: Problem) -> Row:
     scale = jax.tree.map(lambda x: 1 / jnp.sqrt(x.astype(trees.working_dtype(x))), problem.options.preconditioner)
     like = problem.subspace.embed(problem.weights)
     times = jax.jit(lambda a, b: jax.tree.map(lambda x, y: x * y.astype(x.dtype), a, b))
-    return _largest_eigenvalue(lanczos(lambda v: times(problem.hessian(times(v, scale)), scale), like, key=problem.key))
+    return _largest_eigenvalue(Operator.of(lambda v: times(problem.hessian(times(v, scale)), scale), like), problem)
 
 
-def _largest_eigenvalue(ends: Any) -> Row:
-    value, residual = float(ends.max_eigenvalue), float(ends.max_residual)
-    return Row(value, note="" if ends.converged else f"not converged, the residual is {residual:.1e}")
+def _largest_eigenvalue(operator: Operator, problem: Problem) -> Row:
+    pair = operator.top_eigenpairs(1, "LA", key=problem.key, progress=False)
+    note = "" if pair.converged[0] else f"not converged, the residual is {float(pair.residuals[0]):.1e}"
+    return Row(float(pair.eigenvalues[0]), note=note)
 
 
 def _trace(problem: Problem) -> Row:

@@ -2,7 +2,7 @@
 
     python -m studies.flatness [--runs runs/flatness] [--out docs/studies]
 
-{SGD, Adam} x {batches of 32, of 512} x {weight decay 0, 5e-4} x {VGG-9, ResNet-20} (paper sections 3 to 5), 40 epochs.
+{SGD, Adam} x {batches of 32, of 512} x {weight decay 0, 5e-4} x {VGG-9, ResNet-20} (paper sections 3 to 5), 30 epochs.
 Each network gets a row: its errors, its measures of `js.sharpness`, and those of a filter-normalized plane. They are
 rank-correlated with the test error, over the 24 networks of each architecture.
 
@@ -29,7 +29,7 @@ from train import folder_name, train
 from training.config import Config
 
 ARCHITECTURES = {"vgg9": "VGG-9", "resnet20": "ResNet-20"}
-SMALL, LARGE, EPOCHS, SEEDS = 32, 512, 40, 3
+SMALL, LARGE, EPOCHS, SEEDS = 32, 512, 30, 3
 EXAMPLES = 512  # of the 1,437 images of training, for the measures
 SAMPLES = 10  # random displacements and products of a measure
 PLANE = js.Grid.plane((-1, 1, 21), (-1, 1, 21))

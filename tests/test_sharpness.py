@@ -185,6 +185,15 @@ def test_fisher_rao_equals_a_loop():
     np.testing.assert_allclose(row.stderr, np.std(squares, ddof=1) / np.sqrt(24), rtol=1e-9)
 
 
+def test_fisher_rao_of_a_network_without_biases():
+    """Liang et al. 2019, theorem 3.1: with l + 1 layers, ``(l + 1)^2 mean_i <softmax(f_i) - y_i, f_i>^2``."""
+    params = PARAMS | {"b1": jnp.zeros(5)}
+    logits = np.asarray(mlp(params, BATCH[0]))
+    residuals = np.asarray(jax.nn.softmax(logits)) - np.eye(4)[BATCH[1]]
+    row = measured(params, cross_entropy, BATCH, "fisher_rao")
+    np.testing.assert_allclose(row.value, 2**2 * np.mean((residuals * logits).sum(-1) ** 2), rtol=1e-9)
+
+
 @pytest.mark.slow
 def test_weights_of_examples():
     """As many copies of an example as it has weight."""

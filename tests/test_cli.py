@@ -212,9 +212,15 @@ def test_surface_is_that_of_the_library(run, capsys):
     assert result.attrs["title"] == "mlp, test"
     assert is_png(run / "surface_contour.png")
     assert is_png(run / "surface_3d.png")
-    *files, summary = capsys.readouterr().out.splitlines()
+    *files, summary, convexity = capsys.readouterr().out.splitlines()
     assert files == [str(run / name) for name in ("surface.zarr", "surface_contour.png", "surface_3d.png")]
     assert summary.startswith("20 points in ")
+    measures = js.plane_measures(expected).value
+    assert convexity == (
+        f"negative curvature at {100 * measures.negative_curvature:.1f}% of the plane, "
+        f"local minima: {measures.local_minima:.0f}, "
+        f"area with a loss of at most 0.1 above the center: {measures.level_set_area:.3g}"
+    )
     assert summary.endswith(f"center loss {expected.attrs['center_loss']:.4g}, 0 points not finite")
 
 

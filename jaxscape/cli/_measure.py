@@ -36,7 +36,20 @@ def surface(args: argparse.Namespace) -> None:
     stem = out.with_suffix("")
     draw(plot.contour(result), stem.with_name(f"{stem.name}_contour.png"))
     draw(plot.surface3d(result), stem.with_name(f"{stem.name}_3d.png"))
-    print(_summary(result))
+    print(f"{_summary(result)}{_convexity(result)}")
+
+
+def _convexity(plane: xr.Dataset) -> str:
+    """How far from convex a plane is, where it has at least 3 points around the center along each axis."""
+    for name in plane.loss.dims:
+        coords = plane[name]
+        if coords.size < 3 or not coords.min() <= 0 <= coords.max():
+            return ""
+    value = js.plane_measures(plane).value
+    return (
+        f"\nnegative curvature at {value.negative_curvature:.1%} of the plane, local minima: {value.local_minima:.0f}, "
+        f"area with a loss of at most 0.1 above the center: {value.level_set_area:.3g}"
+    )
 
 
 def line(args: argparse.Namespace) -> None:

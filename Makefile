@@ -17,7 +17,7 @@ env: .venv/installed
 
 # The paper's figures 1 and 5 on embedded data: the same deep ResNet with and without shortcuts, both fit to their data.
 DEMO := $(BIN)/python train.py --dataset digits --arch resnet32 --epochs 60 --lr 0.02 --resume
-COMPARE := $(BIN)/jaxscape plot demo/resnet32/surface.zarr demo/resnet32_noshort/surface.zarr --loss-max 10
+COMPARE := $(BIN)/jaxscape plot demo/resnet32/surface.zarr demo/resnet32_noshort/surface.zarr --loss-max 100
 demo: env
 	$(DEMO) --out demo/resnet32
 	$(DEMO) --noshort --out demo/resnet32_noshort
@@ -29,8 +29,11 @@ demo: env
 	@echo "side by side: demo/contours.png demo/surfaces.png"
 
 # The pictures of the README.
-docs/surfaces.png docs/contours.png: demo
-	cp demo/$(@F) $@
+docs/surfaces.png: demo
+	cp demo/surfaces.png $@
+
+docs/contours.png: demo
+	cp demo/contours.png $@
 
 # The paper's figure 7: both ends of the Hessian's spectrum over the planes of a deeper pair.
 DEEP := $(BIN)/python train.py --dataset digits --arch resnet56 --epochs 30 --lr 0.05 --resume

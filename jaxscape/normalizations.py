@@ -88,6 +88,15 @@ def normalizations(
     checks.check_count(seed, "seed", 0)
     first = checks.as_params(next(iter(minimizers.values())), "minimizers")
     params = {str(name): checks.like(first, own, f"minimizers[{name!r}]") for name, own in minimizers.items()}
+    if len(params) < len(minimizers):
+        raise ValueError(f"minimizers has the names {list(minimizers)}, which are not all different as text.")
+    for name, instead in (
+        ("directions", "random ones of seed"),
+        ("norm", "norms"),
+        ("num_seeds", "a call for each seed"),
+    ):
+        if name in options:
+            raise TypeError(f"{name} is no option of js.normalizations, expected {instead}.")
     grid = Grid.line(-1, 1, 401) if grid is None else grid
     if not isinstance(grid, Grid):
         raise TypeError(f"grid is {type(grid).__name__}, expected a js.Grid.")

@@ -78,6 +78,30 @@ def test_the_same_seed_gives_the_same_curve_and_batches_are_drawn():
     np.testing.assert_allclose(whole, data.mean(), rtol=1e-12)
 
 
+def test_small_steps_in_bfloat16_add_up():
+    loss = lambda p, x: x * (p["w"].astype(jnp.float32) ** 2).sum()  # noqa: E731
+    low, single = (
+        js.connect(
+            *({"w": jnp.array(w, dtype)} for w in ([3.0, 1.0], [1.0, 3.0])),
+            loss,
+            jnp.ones(4),
+            optax.adam(1e-3),
+            num_steps=100,
+            progress=False,
+        ).control["w"]
+        for dtype in (jnp.bfloat16, jnp.float32)
+    )
+    assert low.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(low, single.astype(jnp.bfloat16))
+    assert (low < 1.95).all()
+
+
+@pytest.mark.check
+def test_a_sum_over_examples_is_refused():
+    with pytest.raises(ValueError, match="no mean over examples"):
+        connect(loss=lambda p, x: (x * (p**2).sum()).sum(), data=jnp.ones(40))
+
+
 def test_weights_and_terms_count():
     weighted = lambda p, x: {"loss": x + 0 * p.sum(), "weight": x}  # noqa: E731
     data = np.array([1.0, 2.0, 3.0])

@@ -99,8 +99,11 @@ def test_planes_are_in_rows():
         ({"norms": ("filter", "filter")}, ValueError, "expected each norm once"),
         ({"norms": ("max",)}, ValueError, "an entry of norms is 'max'"),
         ({"minimizers": {"a": A, "b": {"w1": A["w1"]}}}, ValueError, r"minimizers\['b'\] has no leaf"),
+        ({"minimizers": {1: A, "1": A}}, ValueError, r"the names \[1, '1'\], which are not all different as text"),
+        ({"directions": None}, TypeError, "directions is no option of js.normalizations, expected random ones of seed"),
+        ({"norm": "filter"}, TypeError, "norm is no option of js.normalizations, expected norms"),
     ],
-    ids=range(6),
+    ids=range(9),
 )
 def test_mistakes_are_named(change, error, message):
     arguments = {"minimizers": {"a": A}, "norms": ("filter",), "grid": GRID, "progress": False} | change

@@ -76,6 +76,34 @@ def test_nan_is_counted_and_infinite():
     assert np.isfinite(table.value).all()
 
 
+@pytest.mark.parametrize("center", [np.nan, np.inf])
+def test_a_center_that_is_not_finite_has_no_level_set(center):
+    result = sampled(lambda x, y: x**2 + y**2)
+    result.loss[:] = np.where(result.loss == result.loss.min(), center, result.loss)
+    table = js.plane_measures(result)
+    rows = ["level_set_area", "width_alpha", "width_beta"]
+    assert np.isnan(table.value[rows]).all()
+    assert table.note[rows].str.startswith("the center is not finite").all()
+
+
+def test_losses_beyond_float32():
+    plain, large = (
+        js.plane_measures(sampled(lambda x, y, s=s: s * (x**2 + 4 * y**2)), level=s * 0.3) for s in (1, 1e300)
+    )
+    np.testing.assert_allclose(large.value["level_set_area"], plain.value["level_set_area"], rtol=1e-9)
+
+
+def test_noise_of_sampled_losses_is_no_curvature():
+    result = sampled(lambda x, y: x**2 + y**2)
+    stderr = 0.01 + 0 * result.loss
+    noisy = result.assign(loss=result.loss + np.random.default_rng(0).normal(0, 0.01, result.loss.shape))
+    noisy = noisy.assign(loss_stderr=stderr)
+    assert js.plane_measures(noisy).value["negative_curvature"] > 0.1  # the stderr of an exact mean is another one
+    table = js.plane_measures(noisy.assign_attrs(rtol=0.05))
+    assert table.value["negative_curvature"] < 0.01
+    assert table.note["local_minima"] == "sampled losses: noise can make minima"
+
+
 def test_a_line():
     alpha = np.linspace(-2, 2, 401)
     line = xr.Dataset({"loss": ("alpha", (alpha**2 - 1) ** 2)}, {"alpha": alpha})

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+from flax.core import FrozenDict
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 
@@ -274,6 +275,108 @@ def test_a_measure_does_not_depend_on_the_others():
     table = js.sharpness(PARAMS, cross_entropy, BATCH, **few, progress=False)
     for name in ("keskar", "low_pass"):
         assert measured(PARAMS, cross_entropy, BATCH, name, **few).value == table.value[name]
+
+
+# ---- what could be wrong without a word
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("name", slow_but(["lambda_max"], set(MEASURES) - {"fisher_rao"}))
+def test_a_sum_over_examples_is_refused_by_every_measure(name):
+    with pytest.raises(ValueError, match="no mean over examples"):
+        measured(
+            {"w": jnp.ones((3, 1))},
+            lambda p, x: (x * (p["w"] ** 2).sum()).sum(),
+            jnp.ones(40),
+            name,
+            preconditioner={"w": jnp.ones((3, 1))},
+        )
+
+
+def test_an_update_displaces_no_leaf_that_is_ignored():
+    def loss(p, x):
+        return x * ((p["kernel"][0, 0] - 1) ** 2 + 10 * (p["bias"][0] - 0.2) ** 2)
+
+    params, ones = ({"kernel": f((1, 1)), "bias": f(1)} for f in (jnp.zeros, jnp.ones))
+    row = measured(params, loss, jnp.ones(8), "critical", ignore="bias_norm", update=ones)
+    np.testing.assert_allclose(row.value, 1.0, rtol=1e-3)  # (s - 1)^2 is above 1 from s = 2 on
+
+
+@pytest.mark.parametrize("name", slow_but(["keskar"], ["keskar", "low_pass", "m_sharpness", "worst_case_adaptive"]))
+def test_bfloat16_rounds_no_displacement_away(name):
+    def loss(p, x):
+        return x * (p["w"].astype(jnp.float32) ** 2).sum()
+
+    low, single = (
+        measured({"w": jnp.array([100.0, -100.0], dtype)}, loss, jnp.ones(8), name)
+        for dtype in (jnp.bfloat16, jnp.float32)
+    )
+    assert low.value == single.value > 0
+
+
+@pytest.mark.parametrize("scale", slow_but([1e20], [1e20, 1e-20, 1e30, 1e-30]))
+def test_losses_whose_squares_float32_does_not_hold(scale):
+    def loss(p, x):
+        return scale * x * (p["w"] ** 2).sum()
+
+    def value(name, factor):
+        params = {"w": jnp.array([1.0, -2.0], jnp.float32)}
+        row = measured(params, lambda p, x: loss(p, x) * factor, jnp.ones(8, jnp.float32), name, m=4)
+        assert row.note == ""
+        return row.value
+
+    for name in ("worst_case_adaptive", "m_sharpness"):
+        np.testing.assert_allclose(value(name, 1) / scale, value(name, 1 / scale), rtol=1e-4)
+    np.testing.assert_allclose(value("critical", 1), 2 * scale, rtol=1e-3)
+
+
+@pytest.mark.parametrize("key", range(3))
+def test_the_ascent_leaves_a_saddle(key):
+    """``x^2 - 10 |y|^2`` at 0: most points are below it."""
+    curvature = np.array([2.0] + 9 * [-20.0])
+    row = measured({"w": jnp.zeros(10)}, lambda p, x: x * (p["w"] ** 2 @ curvature) / 2, jnp.ones(4), "keskar", key=key)
+    np.testing.assert_allclose(row.value, 100 * 1e-6, rtol=1e-2)
+
+
+def test_rounding_of_the_loss_is_told():
+    params, data = {"w": jnp.array([0.1, -0.2], jnp.float32)}, jnp.ones(8, jnp.float32)
+    for name in ("keskar", "worst_case_adaptive", "average_case_adaptive", "m_sharpness", "critical"):
+        row, plain = (
+            measured(params, lambda p, x, c=c: x * ((p["w"] ** 2).sum() + c), data, name, m=4) for c in (1e5, 0)
+        )
+        assert row.note.startswith("the loss is 1e+05, rounded to about 1e-02")
+        assert plain.note == ""
+
+
+def test_a_negative_loss_of_keskar():
+    def shifted(c):
+        return measured({"w": jnp.zeros(4)}, lambda p, x: x * (p["w"] ** 2).sum() - c, jnp.ones(8), "keskar")
+
+    assert np.isnan(shifted(1).value)
+    assert shifted(1).note == "1 + L(w) is 0, not positive"
+    assert shifted(3).value < 0
+    assert shifted(3).note == "1 + L(w) is -2, not positive"
+
+
+def test_fisher_rao_of_a_mapping_and_of_float16():
+    mapped = measured(PARAMS, lambda p, b: FrozenDict({"loss": cross_entropy(p, b)}), BATCH, "fisher_rao")
+    assert mapped.value == measured(PARAMS, cross_entropy, BATCH, "fisher_rao").value
+    row = measured(
+        {"w": jnp.float32(20)}, lambda p, x: (x * p["w"] ** 2).astype(jnp.float16), jnp.ones(4), "fisher_rao"
+    )
+    np.testing.assert_allclose(row.value, 800.0**2, rtol=1e-3)
+
+
+def test_kernels_in_another_layout_are_doubted():
+    params = {"l1.weight": jnp.ones((5, 3)), "l2.weight": jnp.ones((2, 5))}
+    with pytest.warns(UserWarning, match="2 of 2 kernels look like"):
+        measured(
+            params,
+            lambda p, x: x * (p["l2.weight"] @ p["l1.weight"]).sum(),
+            jnp.ones(4),
+            "relative_flatness",
+            num_samples=2,
+        )
 
 
 def test_running_statistics_are_not_displaced():

@@ -89,6 +89,8 @@ def connect(
         raise TypeError(f"optimizer is {type(optimizer).__name__}, expected one of optax, e.g. optax.adam(1e-3).")
     if isinstance(statistics, str) and statistics == "frozen":
         raise ValueError("statistics is 'frozen', expected one of interpolate, reestimate, or a function.")
+    for term in Objective.of(loss_fn, a, data).terms:
+        term.check.verdict()
     if policy_of(statistics, loss_fn, a, None) == "reestimate":
         function = statistics_function(statistics, loss_fn)
 
@@ -99,7 +101,7 @@ def connect(
             return computation.without_stops()(constants, params, batch)
 
         loss_fn = each_term(loss_fn, lambda f: lambda p, batch: f(trees.overlay(p, of_batch(p, batch)), batch))
-    objective = Objective.of(loss_fn, a, data, check=False)
+    objective = Objective.of(loss_fn, a, data, check=False)  # with the statistics of a batch it is no mean
 
     def step(
         control: Params, state: Any, ends: tuple[Params, Params], weights: Array, batches: list[Data]
@@ -118,13 +120,16 @@ def connect(
 
     step = jax.jit(step, compiler_options=compiler_options(jax.default_backend()))
     rng = np.random.default_rng(seed)
-    control, losses = jax.tree.map(lambda x, y: (x / 2 + y / 2).astype(x.dtype), a, b), []
+    # In bfloat16 a step of the optimizer would be rounded away.
+    a_b = (jax.tree.map(lambda x: x.astype(trees.working_dtype(x)), end) for end in (a, b))
+    control, losses = jax.tree.map(lambda x, y: x / 2 + y / 2, *a_b), []
     state = optimizer.init(control)
     for _ in tqdm(range(num_steps), desc="curve", unit="step", disable=None if progress is None else not progress):
         weights = corner_weights(kind, rng.uniform(size=1))[0]
         batches = [_batch(term.data, term.examples, batch_size, rng) for term in objective.terms]
         control, state, value = step(control, state, (a, b), weights, batches)
         losses.append(value)
+    control = jax.tree.map(lambda c, x, y: c.astype(jnp.promote_types(x.dtype, y.dtype)), control, a, b)
     return Curve(control, kind, np.array(losses, np.float64))
 
 

@@ -45,13 +45,15 @@ class _State(NamedTuple):
     """Where the ascent is.
 
     Attributes:
-        best: The point with the largest loss so far.
+        largest: The largest loss so far.
+        best: The point with the largest loss so far, but for points with a gradient of zero, such as a saddle.
         loss: Its loss.
         gradient: Its gradient.
         step: Length of the next step.
         next: The point to evaluate next.
     """
 
+    largest: Array
     best: Array
     loss: Array
     gradient: Array
@@ -65,7 +67,7 @@ def largest_loss(
     """The largest loss that the ascent finds: a lower bound of the largest loss in the region.
 
     From the best point so far it goes along the steepest direction, back into the region, and halves its step where the
-    loss is not larger there.
+    loss is not larger there. It leaves a point with a gradient of zero, be it a minimum or a saddle.
 
     Args:
         evaluate: The loss and its gradient.
@@ -78,26 +80,30 @@ def largest_loss(
         The largest loss, at least that at u = 0, and how many evaluations were not finite.
     """
     loss, gradient = center
-    state = _State(jnp.zeros_like(start), loss, gradient, jnp.full(loss.shape, _FIRST_STEP, start.dtype), start)
+    step = jnp.full(loss.shape, _FIRST_STEP, start.dtype)
+    state = _State(loss, jnp.zeros_like(start), loss, gradient, step, start)
     nonfinite = 0
     for _ in range(num_steps):
         loss, gradient = evaluate(state.next)
         nonfinite += int(np.sum(~np.isfinite(loss)))
         state = _advance(state, loss, gradient, region)
-    return np.asarray(state.loss, np.float64), nonfinite
+    return np.asarray(state.largest, np.float64), nonfinite
 
 
 @functools.partial(jax.jit, static_argnames="region")
 def _advance(state: _State, loss: Array, gradient: Array, region: Region) -> _State:
-    better = loss > state.loss  # not where it is NaN
+    better = (loss > state.loss) | (jnp.isfinite(loss) & ~jnp.any(state.gradient != 0, axis=-1))  # not where it is NaN
     row = better[..., None]
+    largest = jnp.where(loss > state.largest, loss, state.largest)
     best, gradient = jnp.where(row, state.next, state.best), jnp.where(row, gradient, state.gradient)
     step = jnp.where(better, state.step, state.step / 2)
     following = region.project(best + step[..., None] * region.steepest(gradient))
-    return _State(best, jnp.where(better, loss, state.loss), gradient, step, following)
+    return _State(largest, best, jnp.where(better, loss, state.loss), gradient, step, following)
 
 
 def _length(x: Array, least: float) -> Array:
     """Norms of rows, at least `least`; 1 where a row is zero."""
-    length = jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), least)
+    scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True, initial=0)  # squares of entries may not be numbers of the dtype
+    scale = jnp.where((scale > 0) & jnp.isfinite(scale), scale, 1)
+    length = jnp.maximum(scale * jnp.linalg.norm(x / scale, axis=-1, keepdims=True), least)
     return jnp.where(length > 0, length, 1)

@@ -18,7 +18,7 @@ from jaxscape.subspace import Subspace
 from jaxscape.types import Data, Params
 
 
-def rise_of_batches(problem: Problem) -> tuple[np.ndarray, int]:
+def rise_of_batches(problem: Problem) -> tuple[np.ndarray, np.ndarray, int]:
     """``max L_B(w + d) - L_B(w)`` over ``norm(d) <= rho``, for random batches of ``m`` examples.
 
     The batches share no example; those that are left over after the last whole batch are left out. Each device has a
@@ -28,7 +28,8 @@ def rise_of_batches(problem: Problem) -> tuple[np.ndarray, int]:
         problem: The loss at a point, one mean over data.
 
     Returns:
-        The rise of each batch, at most ``num_samples`` of them, and how many evaluations were not finite.
+        The rise of each batch, at most ``num_samples`` of them, their losses at the point, and how many evaluations
+        were not finite.
     """
     options, term = problem.options, problem.objective.terms[0]
     mesh, rho = one_mesh(options.mesh), options.rho
@@ -40,7 +41,7 @@ def rise_of_batches(problem: Problem) -> tuple[np.ndarray, int]:
     evaluate = functools.partial(_evaluate, loss, problem.subspace, mesh)
     params, constants = place((problem.params, constants), NamedSharding(mesh, PartitionSpec()))
     region, n = Region(box=False), problem.subspace.size
-    rises, nonfinite = [], 0
+    rises, losses, nonfinite = [], [], 0
     for first in range(0, len(batches), mesh.size):
         rows = np.arange(first, first + mesh.size)
         data = rows_of(term.data, batches[np.minimum(rows, len(batches) - 1)].ravel())  # devices without a batch repeat
@@ -56,9 +57,10 @@ def rise_of_batches(problem: Problem) -> tuple[np.ndarray, int]:
         center = at(jnp.zeros_like(start))
         largest, bad = largest_loss(at, center, start, region, options.num_steps)
         used = rows < len(batches)
-        rises.append((largest - np.asarray(center[0], np.float64))[used])
+        losses.append(np.asarray(center[0], np.float64)[used])
+        rises.append(largest[used] - losses[-1])
         nonfinite += bad
-    return np.concatenate(rises), nonfinite
+    return np.concatenate(rises), np.concatenate(losses), nonfinite
 
 
 def _evaluate(

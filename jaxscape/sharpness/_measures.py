@@ -1,7 +1,7 @@
 """The measures of a point, each with its definition and source."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -57,7 +57,9 @@ def _keskar(problem: Problem) -> Row:
     extent = problem.options.epsilon * (jnp.abs(problem.weights) + 1)
     largest, note = _largest(problem, extent, Region(box=True))
     center = problem.center[0]
-    return Row(100 * (largest - center) / (1 + center), note=note)
+    if not center > -1:
+        note = _joined(note, f"1 + L(w) is {1 + center:.3g}, not positive")
+    return Row(100 * (largest - center) / (1 + center) if center != -1 else math.nan, note=note)
 
 
 def _worst_case_adaptive(problem: Problem) -> Row:
@@ -76,12 +78,26 @@ def _largest(problem: Problem, extent: Array, region: Region) -> tuple[float, st
     loss, nonfinite = largest_loss(
         lambda u: in_units(*problem.at(extent * u)), in_units(*problem.center), start, region, num_steps
     )
-    return float(loss), _nonfinite(nonfinite, num_steps, "points of the ascent")
+    largest, center = float(loss), problem.center[0]
+    return largest, _joined(
+        _nonfinite(nonfinite, num_steps, "points of the ascent"), _rounded(largest - center, center, extent.dtype)
+    )
+
+
+def _rounded(difference: float, loss: float, dtype: Any) -> str:
+    """A note where rounding of the loss is over 1 % of a difference of losses."""
+    rounding = float(jnp.finfo(dtype).eps) * abs(loss)
+    return f"the loss is {loss:.3g}, rounded to about {rounding:.0e}" if abs(difference) < 100 * rounding else ""
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def _m_sharpness(problem: Problem) -> Row:
-    rises, nonfinite = rise_of_batches(problem)
-    return _mean(rises, f"{nonfinite} points of the ascents are not finite" if nonfinite else "")
+    rises, losses, nonfinite = rise_of_batches(problem)
+    mean = _mean(rises, f"{nonfinite} points of the ascents are not finite" if nonfinite else "")
+    return mean._replace(note=_joined(mean.note, _rounded(mean.value, float(np.mean(losses)), problem.weights.dtype)))
 
 
 def _average_case_adaptive(problem: Problem) -> Row:
@@ -89,7 +105,8 @@ def _average_case_adaptive(problem: Problem) -> Row:
     center, losses = _sampled(
         problem, jax.tree.map(lambda x: rho * jnp.abs(x.astype(trees.working_dtype(x))), problem.params)
     )
-    return _mean(losses - center)
+    mean = _mean(losses - center)
+    return mean._replace(note=_joined(mean.note, _rounded(mean.value, center, problem.weights.dtype)))
 
 
 def _low_pass(problem: Problem) -> Row:
@@ -140,8 +157,9 @@ def _trace(problem: Problem) -> Row:
 def _critical(problem: Problem) -> Row:
     center, gradient = problem.center
     update = problem.options.update
-    direction = problem.subspace.embed(-gradient) if update is None else update
-    slope = float(jnp.vdot(gradient, problem.subspace.extract(direction)))
+    along = -gradient if update is None else problem.subspace.extract(update)  # what is ignored is not displaced
+    direction = problem.subspace.embed(along)
+    slope = _slope(gradient, along)
     if not slope < 0:
         return Row(math.nan, note="the loss does not fall along the update")
 
@@ -155,9 +173,16 @@ def _critical(problem: Problem) -> Row:
         other = step / 2 if rises else step * 2
         if (rise(other) > 0) != rises:
             low, high = sorted((step, other))
-            return Row(2 / float(scipy.optimize.brentq(rise, low, high, rtol=1e-4)))
+            root = float(scipy.optimize.brentq(rise, low, high, rtol=1e-4))
+            return Row(2 / root, note=_rounded(slope * root / 4, center, gradient.dtype))  # the depth of a parabola
         step = other
     return Row(math.nan, note="the loss falls at no step") if rises else Row(0.0, note="the loss rises at no step")
+
+
+def _slope(a: Array, b: Array) -> float:
+    """The inner product, where float32 cannot hold the products of entries."""
+    scales = [float(jnp.max(jnp.abs(x), initial=0)) or 1.0 for x in (a, b)]
+    return float(jnp.vdot(a / scales[0], b / scales[1])) * scales[0] * scales[1]
 
 
 def _relative_flatness(problem: Problem) -> Row:
@@ -171,7 +196,7 @@ def _relative_flatness(problem: Problem) -> Row:
         )
     ]
     if not any(own is not None for own in axes):
-        return Row(math.nan, note="no leaf is a kernel")
+        return Row(math.nan, note="no leaf is a kernel that is displaced")
     draw = jax.jit(lambda key: _neuron_vector(key, problem.params, axes))
     samples = []
     for i in range(problem.options.num_samples):
@@ -213,9 +238,12 @@ def _squared_derivative(loss_fn: LossFn, along: Params) -> LossFn:
     def squared(params: Params, batch: Data) -> Any:
         along_params = jax.tree.map(lambda x, p: x.astype(p.dtype), along, params)
         metrics, tangents = jax.jvp(lambda p: loss_fn(p, batch), (params,), (along_params,))
-        if not isinstance(metrics, dict):
-            return tangents**2
-        return {"loss": tangents["loss"] ** 2, **({"weight": metrics["weight"]} if "weight" in metrics else {})}
+        if not isinstance(metrics, Mapping):
+            return square(tangents)
+        return {"loss": square(tangents["loss"]), **({"weight": metrics["weight"]} if "weight" in metrics else {})}
+
+    def square(x: Array) -> Array:
+        return x.astype(trees.working_dtype(x)) ** 2
 
     return squared
 

@@ -25,8 +25,8 @@ def plane_measures(result: xr.Dataset, *, level: float = 0.1, metric: str = "los
     - ``width_alpha``, ``width_beta``: its width along each axis through the center, between the first crossings.
     - ``negative_curvature``: the share of the inner points with a negative curvature in some direction of the plane:
       the smaller eigenvalue of the 2x2 matrix of second differences is negative by more than rounding of the loss in
-      float32. An `eigenvalue_map` that has ``min_eigenvalue`` gives the share of the points at which the whole Hessian
-      has a negative eigenvalue, by more than its residual.
+      float32, and with ``rtol`` by more than 3 standard errors. An `eigenvalue_map` that has ``min_eigenvalue`` gives
+      the share of the points at which the whole Hessian has a negative eigenvalue, by more than its residual.
     - ``local_minima``: how many inner points, or connected sets of equal ones, are lower than all their neighbours.
 
     What lies between the points is interpolated linearly. A narrow valley between two points is not seen.
@@ -60,7 +60,11 @@ def plane_measures(result: xr.Dataset, *, level: float = 0.1, metric: str = "los
     if metric not in result and "min_eigenvalue" in result:
         rows = {"negative_curvature": _share_of_map(result)}
     else:
-        rows = _of_losses(*_checked(result, metric), level)
+        losses, coords, names = _checked(result, metric)
+        stderr = np.zeros(losses.shape)
+        if result.attrs.get("rtol") is not None and f"{metric}_stderr" in result:
+            stderr = np.asarray(result[f"{metric}_stderr"].sortby(list(names)), np.float64)
+        rows = _of_losses(losses, stderr, coords, names, level)
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["value", "stderr", "note"]).rename_axis("measure")
     table.attrs = {**result.attrs, "level": level, "metric": metric}
     return table
@@ -86,20 +90,30 @@ def _checked(result: xr.Dataset, metric: str) -> tuple[np.ndarray, list[np.ndarr
     return np.asarray(ascending, np.float64), [np.sort(values) for values in coords], tuple(map(str, losses.dims))
 
 
-def _of_losses(losses: np.ndarray, coords: list[np.ndarray], names: tuple[str, ...], level: float) -> Rows:
+def _of_losses(
+    losses: np.ndarray, stderr: np.ndarray, coords: list[np.ndarray], names: tuple[str, ...], level: float
+) -> Rows:
     undefined = int(np.isnan(losses).sum())
     note = f"{undefined} points are NaN" if undefined else ""
+    sampled = "sampled losses: noise can make minima" if np.any(stderr > 0) else ""
     losses = np.where(np.isnan(losses), np.inf, losses)
     lines = [_through_center(losses, coords, axis) for axis in range(len(names))]
     center = float(np.interp(0, coords[0], lines[0]))
     rows: Rows = {}
     if len(names) == 2:
-        rows["level_set_area"] = _area(losses, coords, center + level, note)
+        with np.errstate(invalid="ignore", over="ignore"):
+            rows["level_set_area"] = _area((losses - center) / level, coords, note)
     for name, line, values in zip(names, lines, coords, strict=True):
         rows[f"width_{name}"] = _width(line, values, center + level, note)
-    rows["negative_curvature"] = (_negative_share(losses, coords), math.nan, note)
-    rows["local_minima"] = (float(_local_minima(losses)), math.nan, note)
+    if not math.isfinite(center):
+        rows = {name: (math.nan, math.nan, _joined("the center is not finite", note)) for name in rows}
+    rows["negative_curvature"] = (_negative_share(losses, stderr, coords), math.nan, note)
+    rows["local_minima"] = (float(_local_minima(losses)), math.nan, _joined(note, sampled))
     return rows
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def _through_center(losses: np.ndarray, coords: list[np.ndarray], axis: int) -> np.ndarray:
@@ -114,17 +128,17 @@ def _through_center(losses: np.ndarray, coords: list[np.ndarray], axis: int) -> 
     return (1 - share) * rows[:, place] + share * rows[:, place + 1]
 
 
-def _area(losses: np.ndarray, coords: list[np.ndarray], level: float, note: str) -> tuple[float, float, str]:
-    """The area between the contours, which contourpy draws."""
-    finite = np.minimum(losses, np.finfo(np.float32).max)  # contourpy leaves out what is not finite
+def _area(heights: np.ndarray, coords: list[np.ndarray], note: str) -> tuple[float, float, str]:
+    """The area with a height of at most 1, between the contours that contourpy draws."""
+    finite = np.where(np.isnan(heights), 1e30, np.minimum(heights, 1e30))  # contourpy leaves out what is not finite
     generator: Any = contourpy.contour_generator(coords[0], coords[1], finite.T, fill_type="OuterOffset")
-    polygons, offsets = generator.filled(-np.inf, level)
+    polygons, offsets = generator.filled(-np.inf, 1)
     area = 0.0
     for points, starts in zip(polygons, offsets, strict=True):
         rings = [points[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
         area += _ring(rings[0]) - sum(map(_ring, rings[1:]))
-    edges = np.concatenate([losses[0], losses[-1], losses[:, 0], losses[:, -1]])
-    return area, math.nan, "; ".join(filter(None, [note, _BORDER if edges.min() <= level else ""]))
+    edges = np.concatenate([heights[0], heights[-1], heights[:, 0], heights[:, -1]])
+    return area, math.nan, _joined(note, _BORDER if edges.min() <= 1 else "")
 
 
 def _ring(points: np.ndarray) -> float:
@@ -136,7 +150,7 @@ def _ring(points: np.ndarray) -> float:
 def _width(line: np.ndarray, values: np.ndarray, level: float, note: str) -> tuple[float, float, str]:
     right, at_right = _crossing(values, line, level)
     left, at_left = _crossing(-values[::-1], line[::-1], level)
-    return right + left, math.nan, "; ".join(filter(None, [note, _BORDER if at_right or at_left else ""]))
+    return right + left, math.nan, _joined(note, _BORDER if at_right or at_left else "")
 
 
 def _crossing(values: np.ndarray, line: np.ndarray, level: float) -> tuple[float, bool]:
@@ -152,8 +166,8 @@ def _crossing(values: np.ndarray, line: np.ndarray, level: float) -> tuple[float
     return float(x[i - 1] + (x[i] - x[i - 1]) * (level - y[i - 1]) / (y[i] - y[i - 1])), False
 
 
-def _negative_share(losses: np.ndarray, coords: list[np.ndarray]) -> float:
-    """The share of the inner points at which second differences have a negative eigenvalue."""
+def _negative_share(losses: np.ndarray, stderr: np.ndarray, coords: list[np.ndarray]) -> float:
+    """The share of the inner points at which second differences have a negative eigenvalue, for sure."""
     inner = (slice(1, -1),) * losses.ndim
     with np.errstate(invalid="ignore"):
         second = [_second(losses, coords[axis], axis) for axis in range(losses.ndim)]
@@ -164,9 +178,11 @@ def _negative_share(losses: np.ndarray, coords: list[np.ndarray]) -> float:
             a, b = second
             smallest = (a + b) / 2 - np.hypot((a - b) / 2, mixed)
         steps = sum(1 / np.diff(values).min() ** 2 for values in coords)
-        rounding = 8 * np.finfo(np.float32).eps * np.abs(losses[inner]) * steps
+        rounding = 8 * np.finfo(np.float32).eps * np.abs(losses[inner])
+        noise = 3 * math.sqrt(6) * ndimage.maximum_filter(stderr, size=3)[inner]  # sqrt(6): of 1, -2 and 1
+        error = (rounding + noise) * steps
         known = np.isfinite(smallest)
-        return float(np.mean(smallest[known] < -rounding[known])) if known.any() else math.nan
+        return float(np.mean(smallest[known] < -error[known])) if known.any() else math.nan
 
 
 def _second(losses: np.ndarray, values: np.ndarray, axis: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from jaxscape import checks, trees
 from jaxscape.arguments import checked
 from jaxscape.checks import as_key
+from jaxscape.normalize import filters_of_leaves, reasons_to_ignore, warn_of_doubts
 from jaxscape.objective import as_batch_size, refuse_inside_transform
 from jaxscape.sharpness._measures import MEASURES, Row
 from jaxscape.sharpness._problem import Options, Problem
@@ -50,7 +51,8 @@ def sharpness(
     on modern networks the correlation can have either sign (Andriushchenko et al. 2023). Compare only values of the
     same loss, data and options. When the weights of a ReLU network are rescaled so that its function stays the same
     (Dinh et al. 2017), ``worst_case_adaptive``, ``average_case_adaptive``, ``relative_flatness`` and ``fisher_rao``
-    stay the same, too; all others change.
+    stay the same, too; all others change. For ``relative_flatness`` the factor must be the same for all neurons of a
+    layer.
 
     With w the params and L the mean loss over all of the data:
 
@@ -80,7 +82,7 @@ def sharpness(
     {'lambda_max': 4.0, 'trace': 5.0}
 
     Args:
-        params: Any pytree of floating arrays. Running statistics in it are not displaced.
+        params: Any pytree of floating arrays, taken in at least float32. Running statistics in it are not displaced.
         loss_fn: ``loss_fn(params, batch)`` -> the loss of each example, shape ``(batch,)``; a dict with the key
             ``"loss"``, and ``"weight"`` for weighted examples; or a scalar, the mean of the batch. A dict of such
             functions, with a dict of data: the sum of their means.
@@ -120,7 +122,8 @@ def sharpness(
         TypeError: A leaf of params is not floating, or an option is of another type.
     """
     refuse_inside_transform("js.sharpness")
-    params = checks.as_params(params)
+    # In bfloat16 most of a small displacement would be rounded away.
+    params = jax.tree.map(lambda x: x.astype(trees.working_dtype(x)), checks.as_params(params))
     if sigma is None:
         raise TypeError("sigma is None, expected a positive number.")
     checks.check_mesh(mesh)
@@ -148,6 +151,11 @@ def sharpness(
     )
     problem = Problem(params, loss_fn, data, options)
     names = _names(measures, problem)
+    if "relative_flatness" in names:
+        reasons, filters = reasons_to_ignore(params, "bias_norm"), filters_of_leaves(params, filter_axis)
+        warn_of_doubts(params, "filter", ignore, filter_axis, reasons, filters)
+    for term in problem.objective.terms:
+        term.check.verdict()
     rows: dict[str, Row] = {}
     bar = tqdm(names, unit="measure", disable=None if progress is None else not progress)
     for name in bar:

@@ -30,7 +30,7 @@ from training.config import Config
 
 ARCHITECTURES = {"vgg9": "VGG-9", "resnet20": "ResNet-20"}
 SMALL, LARGE, EPOCHS, SEEDS = 32, 512, 30, 3
-EXAMPLES = 512  # of the 1,437 images of training, for the measures
+EXAMPLES, M = 256, 64  # of the 1,437 images of training, for the measures; of these, a batch of m-sharpness
 SAMPLES = 10  # random displacements and products of a measure
 PLANE = js.Grid.plane((-1, 1, 21), (-1, 1, 21))
 SETTING = ["optimizer", "batch_size", "weight_decay"]
@@ -61,7 +61,7 @@ def row(config: Config, runs: Path) -> dict[str, object]:
         return json.loads(known.read_text())
     run = train(config, folder, resume=True, progress=False)
     data = tuple(x[:EXAMPLES] for x in run.data)
-    sharpness = js.sharpness(run.params, run.loss_fn, data, num_samples=SAMPLES, progress=False)
+    sharpness = js.sharpness(run.params, run.loss_fn, data, num_samples=SAMPLES, m=M, progress=False)
     plane = js.surface(run.params, run.loss_fn, data, seed=0, grid=PLANE, progress=False)
     measured = pd.concat([sharpness, js.plane_measures(plane)])
     last = run.metrics[-1]

@@ -77,6 +77,8 @@ def test_lines_share_one_scale(result):
         "no normalization", "layer normalization", "filter normalization"
     ]  # fmt: skip
     assert len({ax.get_ylim() for ax in figure.axes[:3]}) == 1
+    assert [[text.get_text() for text in legend.get_texts()] for legend in figure.legends] == [["a", "b"]]
+    assert not any(ax.get_legend() for ax in figure.axes)
     for ax, norm in zip(figure.axes, result.norm.values, strict=False):
         for drawn, name in zip(ax.lines, "ab", strict=True):
             np.testing.assert_array_equal(drawn.get_ydata(), result.loss.sel(norm=norm, minimizer=name))

@@ -67,6 +67,14 @@ def test_histograms_are_densities():
     assert js.plot.weight_histogram(result, leaf="['w']", log=True).get_yscale() == "log"
 
 
+def test_a_few_large_weights_leave_no_empty_axis():
+    weights = np.append(np.random.default_rng(0).normal(size=10_000), 100)
+    ax = js.plot.weight_histogram(js.weight_histogram({"w": jnp.asarray(weights).reshape(1, -1)}, bins=2001))
+    low, high = ax.get_xlim()
+    assert -5 < low < -3 and 3 < high < 5
+    assert f"{(np.abs(weights) > high).sum()} of 10001 weights beyond" in "".join(text.get_text() for text in ax.texts)
+
+
 def test_norms_are_drawn_against_epochs_and_iterations(run):
     result = js.weight_norms(run)
     for against in ("epoch", "iteration"):

@@ -57,10 +57,14 @@ def normalizations(
     for ax, (norm, own) in zip(axes, results.items(), strict=True):
         titled = {name: one.assign_attrs(title=_title(norm)) for name, one in own.items()}
         line(titled, ax, metric=metric, log=scale.log, loss_max=loss_max)
-    for ax in axes[1:]:
-        ax.set_ylabel("")
+    if legend := axes[0].get_legend():  # one below all axes, where it covers no curve
+        columns = min(len(minimizers), 4)
+        figure.legend(legend.legend_handles, minimizers, loc="outside lower center", ncols=columns)
+    for i, ax in enumerate(axes):
+        if i:
+            ax.set_ylabel("")
         if legend := ax.get_legend():
-            legend.remove()  # that of the first axes is for all
+            legend.remove()
     for right in figure.axes[len(axes) : -1]:
         right.set_ylabel("")
         right.tick_params(labelright=False)

@@ -12,6 +12,7 @@ from jaxscape.plot._several import Results, named
 from jaxscape.plot._style import add_note, join_notes, new_axes, number, style
 
 _MANY = 10  # labels that a legend can hold
+_SHOWN = 0.999  # of the weights; a few large ones would leave most of the axis empty
 
 
 @checked
@@ -25,7 +26,8 @@ def weight_histogram(results: Results, ax: Axes | None = None, *, leaf: str = "a
         log: Whether the density is on a logarithmic axis.
 
     Returns:
-        The axes. The legend has the Euclidean norm of each; a note counts weights that are not shown.
+        The axes, as wide as 99.9 % of the weights of each. The legend has the Euclidean norm of each; a note counts
+        weights that are not shown.
 
     Raises:
         ValueError: There is no result, or it lacks the leaf or is no histogram.
@@ -37,17 +39,25 @@ def weight_histogram(results: Results, ax: Axes | None = None, *, leaf: str = "a
             raise ValueError(f"result {name!r} has no count over leaf, expected one of js.weight_histogram.")
         _check_leaf(result, leaf)
     notes = []
+    owns = {name: result.sel(leaf=leaf) for name, result in histograms.items()}
+    limit = max(map(_extent, owns.values()))
     with style():
         ax = new_axes() if ax is None else ax
-        for i, (name, result) in enumerate(histograms.items()):
-            own = result.sel(leaf=leaf)
+        for i, (name, own) in enumerate(owns.items()):
             edges = np.append(own.left.values, own.right.values[-1])
             density = own["count"].values / max(int(own["size"]), 1) / np.diff(edges)
             label = f"{name}: norm {number(float(own.norm))}" if name else f"norm {number(float(own.norm))}"
             ax.stairs(density, edges, fill=True, color=f"C{i}", alpha=0.35)
             ax.stairs(density, edges, color=f"C{i}", lw=1.2, label=label)
-            for count, what in ((int(own.outside), "outside of the bins"), (int(own.nonfinite), "not finite")):
+            beyond = int(own["count"].values[_reach(own) > limit].sum())
+            for count, what in (
+                (beyond, f"beyond {number(limit)}"),
+                (int(own.outside), "outside of the bins"),
+                (int(own.nonfinite), "not finite"),
+            ):
                 notes.append(f"{name}: {count} of {int(own['size'])} weights {what}".lstrip(": ") if count else "")
+        left, right = (f(f(own[side]) for own in owns.values()) for f, side in ((min, "left"), (max, "right")))
+        ax.set_xlim(max(float(left), -limit), min(float(right), limit))
         ax.set(xlabel="weight", ylabel="density", title="" if leaf == "all" else leaf)
         if log:
             ax.set_yscale("log")
@@ -56,6 +66,20 @@ def weight_histogram(results: Results, ax: Axes | None = None, *, leaf: str = "a
         ax.legend()
         add_note(ax, join_notes(*notes))
     return ax
+
+
+def _reach(own: xr.Dataset) -> np.ndarray:
+    """The largest magnitude in each bin."""
+    return np.maximum(np.abs(own.left.values), np.abs(own.right.values))
+
+
+def _extent(own: xr.Dataset) -> float:
+    """The magnitude up to which the histogram is shown."""
+    reach = _reach(own)
+    order = np.argsort(reach)
+    counted = np.cumsum(own["count"].values[order])
+    place = np.searchsorted(counted, _SHOWN * counted[-1])
+    return float(reach[order][place]) if counted[-1] else float(reach.max())
 
 
 @checked

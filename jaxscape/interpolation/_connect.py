@@ -121,8 +121,8 @@ def connect(
     step = jax.jit(step, compiler_options=compiler_options(jax.default_backend()))
     rng = np.random.default_rng(seed)
     # In bfloat16 a step of the optimizer would be rounded away.
-    a_b = (jax.tree.map(lambda x: x.astype(trees.working_dtype(x)), end) for end in (a, b))
-    control, losses = jax.tree.map(lambda x, y: x / 2 + y / 2, *a_b), []
+    ends = [jax.tree.map(lambda x: x.astype(trees.working_dtype(x)), end) for end in (a, b)]
+    control, losses = jax.tree.map(lambda x, y: x / 2 + y / 2, *ends), []
     state = optimizer.init(control)
     for _ in tqdm(range(num_steps), desc="curve", unit="step", disable=None if progress is None else not progress):
         weights = corner_weights(kind, rng.uniform(size=1))[0]

@@ -56,8 +56,11 @@ def weight_histogram(results: Results, ax: Axes | None = None, *, leaf: str = "a
                 (int(own.nonfinite), "not finite"),
             ):
                 notes.append(f"{name}: {count} of {int(own['size'])} weights {what}".lstrip(": ") if count else "")
-        left, right = (f(f(own[side]) for own in owns.values()) for f, side in ((min, "left"), (max, "right")))
-        ax.set_xlim(max(float(left), -limit), min(float(right), limit))
+        left, right = (
+            min(float(own.left[0]) for own in owns.values()),
+            max(float(own.right[-1]) for own in owns.values()),
+        )
+        ax.set_xlim(max(left, -limit), min(right, limit))
         ax.set(xlabel="weight", ylabel="density", title="" if leaf == "all" else leaf)
         if log:
             ax.set_yscale("log")

@@ -17,6 +17,7 @@ from jaxscape.normalize import filters_of_leaves, reasons_to_ignore
 from jaxscape.objective import Objective
 from jaxscape.sharpness._ascent import Region, largest_loss
 from jaxscape.sharpness._batches import rise_of_batches
+from jaxscape.sharpness._notes import joined, not_finite, rounded
 from jaxscape.sharpness._problem import Problem
 from jaxscape.types import Data, LossFn, Params
 
@@ -58,7 +59,7 @@ def _keskar(problem: Problem) -> Row:
     largest, note = _largest(problem, extent, Region(box=True))
     center = problem.center[0]
     if not center > -1:
-        note = _joined(note, f"1 + L(w) is {1 + center:.3g}, not positive")
+        note = joined(note, f"1 + L(w) is {1 + center:.3g}, not positive")
     return Row(100 * (largest - center) / (1 + center) if center != -1 else math.nan, note=note)
 
 
@@ -79,25 +80,15 @@ def _largest(problem: Problem, extent: Array, region: Region) -> tuple[float, st
         lambda u: in_units(*problem.at(extent * u)), in_units(*problem.center), start, region, num_steps
     )
     largest, center = float(loss), problem.center[0]
-    return largest, _joined(
-        _nonfinite(nonfinite, num_steps, "points of the ascent"), _rounded(largest - center, center, extent.dtype)
+    return largest, joined(
+        not_finite(nonfinite, num_steps, "points of the ascent"), rounded(largest - center, center, extent.dtype)
     )
-
-
-def _rounded(difference: float, loss: float, dtype: Any) -> str:
-    """A note where rounding of the loss is over 1 % of a difference of losses."""
-    rounding = float(jnp.finfo(dtype).eps) * abs(loss)
-    return f"the loss is {loss:.3g}, rounded to about {rounding:.0e}" if abs(difference) < 100 * rounding else ""
-
-
-def _joined(*notes: str) -> str:
-    return "; ".join(filter(None, notes))
 
 
 def _m_sharpness(problem: Problem) -> Row:
     rises, losses, nonfinite = rise_of_batches(problem)
     mean = _mean(rises, f"{nonfinite} points of the ascents are not finite" if nonfinite else "")
-    return mean._replace(note=_joined(mean.note, _rounded(mean.value, float(np.mean(losses)), problem.weights.dtype)))
+    return mean._replace(note=joined(mean.note, rounded(mean.value, float(np.mean(losses)), problem.weights.dtype)))
 
 
 def _average_case_adaptive(problem: Problem) -> Row:
@@ -106,7 +97,7 @@ def _average_case_adaptive(problem: Problem) -> Row:
         problem, jax.tree.map(lambda x: rho * jnp.abs(x.astype(trees.working_dtype(x))), problem.params)
     )
     mean = _mean(losses - center)
-    return mean._replace(note=_joined(mean.note, _rounded(mean.value, center, problem.weights.dtype)))
+    return mean._replace(note=joined(mean.note, rounded(mean.value, center, problem.weights.dtype)))
 
 
 def _low_pass(problem: Problem) -> Row:
@@ -122,14 +113,10 @@ def _sampled(problem: Problem, scale: Params) -> tuple[float, np.ndarray]:
 
 def _mean(values: np.ndarray, note: str = "") -> Row:
     """The mean of a sample, of which every value counts: one that is not finite makes the mean so."""
-    note = note or _nonfinite(int(np.sum(~np.isfinite(values))), len(values), "losses")
+    note = note or not_finite(int(np.sum(~np.isfinite(values))), len(values), "losses")
     with np.errstate(invalid="ignore"):
         stderr = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return Row(float(np.mean(values)), float(stderr), note)
-
-
-def _nonfinite(count: int, total: int, what: str) -> str:
-    return f"{count} of {total} {what} are not finite" if count else ""
 
 
 def _lambda_max(problem: Problem) -> Row:
@@ -174,7 +161,7 @@ def _critical(problem: Problem) -> Row:
         if (rise(other) > 0) != rises:
             low, high = sorted((step, other))
             root = float(scipy.optimize.brentq(rise, low, high, rtol=1e-4))
-            return Row(2 / root, note=_rounded(slope * root / 4, center, gradient.dtype))  # the depth of a parabola
+            return Row(2 / root, note=rounded(slope * root / 4, center, gradient.dtype))  # the depth of a parabola
         step = other
     return Row(math.nan, note="the loss falls at no step") if rises else Row(0.0, note="the loss rises at no step")
 

@@ -10,6 +10,7 @@ import xarray as xr
 from scipy import ndimage
 
 from jaxscape.arguments import checked
+from jaxscape.sharpness._notes import joined
 
 _BORDER = "it reaches the border: a lower bound"
 
@@ -106,14 +107,10 @@ def _of_losses(
     for name, line, values in zip(names, lines, coords, strict=True):
         rows[f"width_{name}"] = _width(line, values, center + level, note)
     if not math.isfinite(center):
-        rows = {name: (math.nan, math.nan, _joined("the center is not finite", note)) for name in rows}
+        rows = {name: (math.nan, math.nan, joined("the center is not finite", note)) for name in rows}
     rows["negative_curvature"] = (_negative_share(losses, stderr, coords), math.nan, note)
-    rows["local_minima"] = (float(_local_minima(losses)), math.nan, _joined(note, sampled))
+    rows["local_minima"] = (float(_local_minima(losses)), math.nan, joined(note, sampled))
     return rows
-
-
-def _joined(*notes: str) -> str:
-    return "; ".join(filter(None, notes))
 
 
 def _through_center(losses: np.ndarray, coords: list[np.ndarray], axis: int) -> np.ndarray:
@@ -138,7 +135,7 @@ def _area(heights: np.ndarray, coords: list[np.ndarray], note: str) -> tuple[flo
         rings = [points[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
         area += _ring(rings[0]) - sum(map(_ring, rings[1:]))
     edges = np.concatenate([heights[0], heights[-1], heights[:, 0], heights[:, -1]])
-    return area, math.nan, _joined(note, _BORDER if edges.min() <= 1 else "")
+    return area, math.nan, joined(note, _BORDER if edges.min() <= 1 else "")
 
 
 def _ring(points: np.ndarray) -> float:
@@ -150,7 +147,7 @@ def _ring(points: np.ndarray) -> float:
 def _width(line: np.ndarray, values: np.ndarray, level: float, note: str) -> tuple[float, float, str]:
     right, at_right = _crossing(values, line, level)
     left, at_left = _crossing(-values[::-1], line[::-1], level)
-    return right + left, math.nan, _joined(note, _BORDER if at_right or at_left else "")
+    return right + left, math.nan, joined(note, _BORDER if at_right or at_left else "")
 
 
 def _crossing(values: np.ndarray, line: np.ndarray, level: float) -> tuple[float, bool]:

@@ -110,7 +110,7 @@ def measures(table: pd.DataFrame) -> list[str]:
 
 def picture(table: pd.DataFrame, ranks: pd.DataFrame) -> plt.Figure:
     """Test error against each measure."""
-    names = measures(table)
+    names = [name for name in measures(table) if np.ptp(table[name]) > 0]
     figure, axes = plt.subplots(4, -(-len(names) // 4), figsize=(15, 11), sharey=True, layout="constrained")
     for ax in axes.ravel()[len(names) :]:
         ax.remove()
@@ -130,7 +130,7 @@ def picture(table: pd.DataFrame, ranks: pd.DataFrame) -> plt.Figure:
             f"{measure}\n" + ", ".join(f"{ARCHITECTURES[arch]} {rank:+.2f}" for arch, rank in found.items()),
             fontsize="small",
         )
-        ax.set_xscale("log" if (table[measure] > 0).all() else "linear")
+        ax.set_xscale("log" if 0 < 10 * table[measure].min() < table[measure].max() else "linear")
     figure.supylabel("test error (%)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

@@ -348,6 +348,19 @@ def test_rounding_of_the_loss_is_told():
         assert plain.note == ""
 
 
+def test_a_gradient_that_is_not_that_of_the_loss():
+    """The value is w, the derivative -1."""
+    row = measured({"w": jnp.ones(())}, lambda p, x: x * (2 * jax.lax.stop_gradient(p["w"]) - p["w"]), DATA, "critical")
+    assert np.isnan(row.value)
+    assert row.note == "the loss falls at no step"
+
+
+def test_no_kernel_is_displaced():
+    row = measured(MINIMUM, quadratic, DATA, "relative_flatness", ignore=lambda path, leaf: leaf.ndim > 1)
+    assert np.isnan(row.value)
+    assert row.note == "no leaf is a kernel that is displaced"
+
+
 def test_a_negative_loss_of_keskar():
     def shifted(c):
         return measured({"w": jnp.zeros(4)}, lambda p, x: x * (p["w"] ** 2).sum() - c, jnp.ones(8), "keskar")

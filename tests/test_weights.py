@@ -76,6 +76,12 @@ def test_a_few_large_weights_leave_no_empty_axis():
     assert f"{(np.abs(weights) > high).sum()} of 10001 weights beyond" in "".join(text.get_text() for text in ax.texts)
 
 
+def test_bins_that_hold_no_weight():
+    ax = js.plot.weight_histogram(js.weight_histogram({"w": jnp.ones((2, 3))}, bins=[5, 6, 8]))
+    assert ax.get_xlim() == (5, 8)
+    assert "6 of 6 weights outside of the bins" in "".join(text.get_text() for text in ax.texts)
+
+
 def test_norms_are_drawn_against_epochs_and_iterations(run):
     result = js.weight_norms(run)
     for against in ("epoch", "iteration"):

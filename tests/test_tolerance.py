@@ -12,8 +12,10 @@ import xarray as xr
 
 import jaxscape as js
 from jaxscape import engine
-from jaxscape.engine import _tolerance
-from jaxscape.engine._regression import Sample
+from jaxscape.engine import _regression, _source
+from jaxscape.engine._draw import draw, importance
+from jaxscape.engine._estimates import Estimates
+from jaxscape.engine._sampling import Sampling, examples_for
 from jaxscape.sweep import _blocks
 from tests.damage import KINDS, damages
 from tests.problems import classification_data, mlp_loss, mlp_params, slow_but, slow_unless
@@ -33,105 +35,280 @@ def exact():
     return surface()
 
 
+# ---- stored values in the place of a loss
+
+
+class Stored:
+    """Values of single examples at points, as a `Source` gives them."""
+
+    def __init__(self, metrics, coords, batch=32):
+        self.metrics, self.coords = metrics, coords
+        examples = metrics["loss"].shape[1]
+        self.counts = np.append(np.arange(0, examples, batch), examples)
+        self.order = np.arange(examples)
+
+    def rearrange(self, draw):
+        self.order = draw.order
+
+    def values(self, rows, first, last):
+        chosen = self.order[self.counts[first] : self.counts[last]]
+        yield rows, {name: values[rows][:, chosen] for name, values in self.metrics.items()}
+
+
+def sampled(metrics, coords, shape, rtol, seed, atol=0.0):
+    """Estimates, and how many examples each point took."""
+    levels = engine.levels(shape).ravel()
+    levels[(coords == 0).all(1)] = 0
+    sampling = Sampling(Stored(metrics, coords), levels, rtol, atol)
+    finished = np.concatenate(list(sampling.run(seed)))
+    np.testing.assert_array_equal(np.sort(finished), np.arange(len(coords)))
+    return sampling.estimates, sampling.counts
+
+
+def plane(points=7):
+    axis = np.linspace(-1, 1, points)
+    return np.stack([x.ravel() for x in np.meshgrid(axis, axis, indexing="ij")], 1), (points, points)
+
+
+COORDS, SHAPE = plane()
+W, V = COORDS[:, :1], COORDS[:, 1:]
+NORMAL = np.random.default_rng(0).normal(size=(4, 10_000))
+TAIL = 1 + np.random.default_rng(1).pareto(1.2, 10_000)
+ONE = np.arange(10_000) == 1234
+KINDS_OF_LOSS = {
+    "error rate": {
+        "loss": np.exp(0.2 * NORMAL[0] + 0.1 * W) + 0 * V,
+        "error": (NORMAL[0] + 0.5 * W + 0.1 * V > 2.6).astype(float),
+    },
+    "one in 1,000 examples carries the loss": {
+        "loss": np.where(NORMAL[0] > 3, 100 * (1 + W**2 + V**2 * NORMAL[0]), 0.0)
+    },
+    "one in 10,000": {"loss": np.where(ONE, 1e4 * (1 + W**2 + 2 * V**2), 1 + 0.1 * NORMAL[0] * W)},
+    "Pareto tail": {
+        "loss": TAIL * (1 + (W - 0.3 * NORMAL[1]) ** 2 + (V - 0.5 * NORMAL[2]) ** 2 * np.cos(NORMAL[1] + W))
+    },
+    "0/1 loss": {"loss": (NORMAL[1] * (0.3 + W) + NORMAL[2] * V + NORMAL[3] > 1.5).astype(float)},
+    "rare 0/1 loss": {"loss": (NORMAL[1] * W + NORMAL[2] * V + 2 * NORMAL[3] > 6).astype(float)},
+    "kink": {"loss": np.maximum(NORMAL[1] * W + NORMAL[2] * V + NORMAL[3], 0) ** 2},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_LOSS)
+@pytest.mark.parametrize("seeds", slow_but([8], [100]))
+def test_error_bars_hold(kind, seeds):
+    """Within 2 standard errors in 93 % of the points at least, and never wrong with an error bar of 0."""
+    metrics = KINDS_OF_LOSS[kind]
+    inside = {name: [] for name in metrics}
+    for seed in range(seeds):
+        estimates, counts = sampled(metrics, COORDS, SHAPE, 0.02, seed)
+        open_ = counts < 10_000
+        assert open_.any()
+        for name, values in metrics.items():
+            exact = values.mean(1)
+            error = np.abs(estimates[name].mean - exact)[open_]
+            stderr = estimates[name].stderr[open_]
+            assert (stderr > 0).all()
+            inside[name].append((error <= 2 * stderr).mean())
+    for name, shares in inside.items():
+        assert np.mean(shares) >= 0.93, (name, np.mean(shares))
+
+
+def test_the_important_examples_are_in_every_sample():
+    """The examples that carry the loss at the roots are drawn with certainty."""
+    values = KINDS_OF_LOSS["one in 1,000 examples carries the loss"]["loss"]
+    for seed in range(20):
+        order = draw([values[:9]], 10_000, seed)
+        rare = np.isin(order.order[:128], np.flatnonzero(NORMAL[0] > 3))
+        assert rare.sum() == (NORMAL[0] > 3).sum()
+        np.testing.assert_array_equal(order.inclusion(128, 128)[rare], 1.0)
+
+
+# ---- the order of the examples
+
+
+def test_priority_samples_are_unbiased_at_every_size():
+    rng = np.random.default_rng(0)
+    root = rng.pareto(1.5, (1, 200)) + 0.1
+    y = root[0] * (1 + 0.3 * rng.normal(size=200))
+    for n in (10, 50, 150):
+        totals = []
+        for seed in range(2000):
+            order = draw([root], 200, seed)
+            totals.append((y[order.order[:n]] / order.inclusion(n, n)).sum())
+        error = np.std(totals) / np.sqrt(len(totals))
+        assert np.abs(np.mean(totals) - y.sum()) < 4 * error
+    assert (order.inclusion(200, 200) == 1).all()
+
+
+def test_the_order_is_not_that_of_the_data():
+    """A sample drawn with the seed of the data's noise was correlated with it."""
+    order = draw([np.ones((1, 1000))], 1000, 0).order
+    for other in (np.random.default_rng(0).permutation(1000), np.argsort(np.random.default_rng(0).random(1000))):
+        assert abs(np.corrcoef(order, other)[0, 1]) < 0.1
+        assert (order[:100] == other[:100]).mean() < 0.05
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_roots_that_are_not_finite_do_not_order_the_examples(bad):
+    values = np.random.default_rng(0).lognormal(size=(2, 300))
+    spoiled = np.concatenate([values, np.full((1, 300), bad)])
+    np.testing.assert_array_equal(draw([spoiled], 300, 0).order, draw([values], 300, 0).order)
+    assert np.isfinite(draw([np.full((1, 300), bad)], 300, 0).sizes).all()
+
+
+def test_importance_has_a_floor_and_does_not_depend_on_units():
+    values = np.random.default_rng(0).pareto(1.0, (3, 500)) + 1
+    sizes = importance([values], 500)
+    assert sizes.min() >= 0.5
+    np.testing.assert_allclose(sizes.mean(), 1)
+    np.testing.assert_allclose(importance([values * np.array([[1e-20], [1.0], [1e30]])], 500), sizes, rtol=1e-6)
+
+
 # ---- the estimator
 
 
-def sample(rng, n, total=500, k=2, noise=0.1):
-    """Two anchors and a point that nearly is a combination of them; n of the examples are seen."""
-    anchors = rng.normal(3, 2, (k, total)).astype(np.float32)
-    y = (0.5 * anchors[0] - 2 * anchors[-1] + 7 + noise * rng.normal(size=total)).astype(np.float32)
-    exact = np.array([True] * k + [False])
-    result = Sample(anchors, exact, np.array([[0, 1][:k]] * (k + 1)))
-    order = rng.permutation(total)[:n]
-    for rows in np.array_split(order, 3):  # in three rounds
-        result.add(np.array([k]), rows, y[None, rows])
-    result.solve(np.array([k]))
-    return anchors, y, order, result
+def in_loops(y, x, means, pi, total):
+    """The regression estimator with exact means, by its definition in loops, without the pull to a start."""
+    columns = np.vstack([np.ones_like(y), x])
+    k = len(columns)
+    spreads, right = np.zeros((k, k)), np.zeros(k)
+    for i in range(len(y)):
+        noise = (1 - pi[i]) / (pi[i] * total) ** 2
+        for a in range(k):
+            right[a] += noise * columns[a, i] * y[i]
+            for b in range(k):
+                spreads[a, b] += noise * columns[a, i] * columns[b, i]
+    slopes = np.linalg.solve(spreads, right)
+    mean = sum(y[i] / (pi[i] * total) for i in range(len(y)))
+    for a in range(k):
+        mean -= slopes[a] * (sum(columns[a, i] / (pi[i] * total) for i in range(len(y))) - [1, *means][a])
+    residuals = y - slopes @ columns
+    return mean, sum((1 - pi[i]) / (pi[i] * total) ** 2 * residuals[i] ** 2 for i in range(len(y)))
 
 
-@pytest.mark.parametrize("n", [10, 100, 499])
-def test_regression_estimator_in_textbook_form(n):
-    anchors, y, order, result = sample(np.random.default_rng(n), n)
-    x = anchors.astype(np.float64)
-    design = np.column_stack([np.ones(n), *x[:, order]])
-    slopes, *_ = np.linalg.lstsq(design, y[order].astype(np.float64), rcond=None)
-    mean = slopes @ [1, *x.mean(1)]
-    residuals = y[order] - design @ slopes
-    missed = x.mean(1) - x[:, order].mean(1)
-    scatter = np.cov(x[:, order], ddof=1) * (n - 1)
-    variance = residuals @ residuals / (n - 3) * (1 / n - 1 / 500 + missed @ np.linalg.solve(scatter, missed))
-    np.testing.assert_allclose(result.mean[2], mean, rtol=1e-6)
-    np.testing.assert_allclose(result.stderr[2], np.sqrt(variance), rtol=1e-4)
-    assert result.counts[2] == n
+def roots_and_a_point(n, noise=0.1, total=500):
+    """Two roots and a point that nearly is a combination of them, of which n examples are seen."""
+    rng = np.random.default_rng(n)
+    roots = rng.gamma(2, 2, (2, total))
+    y = 0.5 * roots[0] - 2 * roots[1] + 7 + noise * rng.normal(size=total)
+    order = draw([roots], total, 0)
+    roots, y = roots[:, order.order], y[order.order]
+    estimates = Estimates(order, 3, np.array([0, 1]), roots)
+    estimates.solve(np.array([2]), y[None, :n], np.array([[0, 1]]), np.array([[0.5, 0.5]]))
+    return roots, y, order, estimates
+
+
+@pytest.mark.parametrize("n", [60, 200, 400])
+def test_regression_on_exact_neighbours_by_definition(monkeypatch, n):
+    monkeypatch.setattr(_regression, "PULL", 1e-9)
+    roots, y, order, estimates = roots_and_a_point(n)
+    mean, variance = in_loops(y[:n], roots[:, :n], roots.mean(1), order.inclusion(n, n), 500)
+    np.testing.assert_allclose(estimates.mean[2], mean, rtol=1e-8)
+    # Further: degrees of freedom, unknown slopes, the residuals not seen.
+    assert variance < estimates.stderr[2] ** 2 < (2.0 if n == 60 else 1.6) * variance
+    assert abs(mean - y.mean()) < 4 * estimates.stderr[2]
 
 
 def test_all_examples_are_exact_whatever_the_regression_says():
-    _, y, _, result = sample(np.random.default_rng(0), 500)
-    np.testing.assert_allclose(result.mean[2], y.mean(dtype=np.float64), rtol=1e-7)
-    assert result.stderr[2] == 0
+    _, y, _, estimates = roots_and_a_point(500)
+    np.testing.assert_allclose(estimates.mean[2], y.mean(), rtol=1e-12)
+    assert estimates.stderr[2] == 0
 
 
-def test_plain_mean_where_anchors_do_not_help():
+def test_neighbours_that_say_nothing_leave_the_plain_mean():
     rng = np.random.default_rng(0)
-    anchors = np.ones((1, 300), np.float32)  # constant: tells nothing
-    result = Sample(anchors, np.array([True, False]), np.array([[0], [0]]))
-    y = rng.normal(5, 2, (1, 300)).astype(np.float32)
-    result.add(np.array([1]), np.arange(100), y[:, :100])
-    result.solve(np.array([1]))
-    np.testing.assert_allclose(result.mean[1], y[0, :100].mean(), rtol=1e-6)
-    np.testing.assert_allclose(result.stderr[1], y[0, :100].std(ddof=1) * np.sqrt(1 / 100 - 1 / 300), rtol=1e-6)
+    roots, y = np.ones((1, 300)), rng.normal(5, 2, 300)
+    order = draw([roots], 300, 0)
+    estimates = Estimates(order, 2, np.array([0]), roots)
+    estimates.solve(np.array([1]), y[None, :100], np.array([[0]]), np.array([[1.0]]))
+    np.testing.assert_allclose(estimates.mean[1], y[:100].mean(), rtol=1e-3)
+    plain = y[:100].std(ddof=1) * np.sqrt(1 / 100 - 1 / 300)
+    assert 0.95 * plain < estimates.stderr[1] < 1.2 * plain
 
 
-def test_examples_for_inverts_the_standard_error():
-    *_, result = sample(np.random.default_rng(0), 100)
-    at = np.array([2])
-    np.testing.assert_allclose(result.examples_for(at, 0.0, result.stderr[2]), 100, rtol=1e-10)
-    np.testing.assert_allclose(result.examples_for(at, 0.0, result.stderr[2] / 2), 250, rtol=1e-10)  # not 400: N is 500
-    assert result.examples_for(at, 0.0, 0.0) == 500
+def chain(order, values, counts):
+    """Root, point 1 on it, point 2 on both, point 3 on points 1 and 2: errors and covariances of all."""
+    estimates = Estimates(order, 4, np.array([0]), values[:1])
+    for row, near in ((1, [0]), (2, [0, 1]), (3, [1, 2])):
+        n = counts[row]
+        estimates.solve(np.array([row]), values[row : row + 1, :n], np.array([near]), np.full((1, len(near)), 1 / len(near)))
+        estimates.keep(np.array([row]), [values[row, :n]])
+    return estimates.mean - values.mean(1), estimates._covariances
+
+
+def test_covariances_of_errors_are_those_over_many_draws():
+    """Also of points with samples of different sizes, whose neighbours have errors themselves."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(4, 600))
+    values = 3 + np.cumsum(base * np.array([[1.0], [0.5], [0.3], [0.2]]), axis=0)
+    counts = [600, 300, 200, 100]
+    errors, predicted = [], []
+    for seed in range(1500):
+        order = draw([values[:1]], 600, seed)
+        error, covariances = chain(order, values[:, order.order], counts)
+        errors.append(error[1:])
+        predicted.append(covariances[1:, 1:])
+    real, said = np.cov(np.array(errors).T), np.mean(predicted, axis=0)
+    deviations = np.sqrt(np.diag(real))
+    np.testing.assert_allclose(np.sqrt(np.diag(said)), deviations, rtol=0.12)
+    assert (np.sqrt(np.diag(said)) > 0.97 * deviations).all()
+    correlations = real / np.outer(deviations, deviations)
+    np.testing.assert_allclose(said / np.sqrt(np.outer(np.diag(said), np.diag(said))), correlations, atol=0.12)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_not_finite_values_are_a_result(bad):
-    anchors = np.random.default_rng(0).normal(size=(2, 50)).astype(np.float32)
-    anchors[1, 3] = bad
-    result = Sample(anchors, np.array([True, True, False, False]), np.array([[0, 1]] * 4))
-    assert np.isnan(result.mean[1]) if np.isnan(bad) else result.mean[1] == bad
-    values = np.stack([anchors[0], anchors[0]])
+    roots = np.random.default_rng(0).normal(size=(2, 50))
+    spoiled = roots.copy()
+    spoiled[1, 3] = bad
+    order = draw([spoiled], 50, 0)
+    estimates = Estimates(order, 4, np.array([0, 1]), spoiled)
+    np.testing.assert_equal(estimates.mean[1], bad)
+    values = np.stack([roots[0], roots[0]])
     values[1, 7] = bad
-    result.add(np.array([2, 3]), np.arange(25), values[:, :25])
-    result.solve(np.array([2, 3]))
-    np.testing.assert_allclose(result.mean[2], anchors[0].mean(dtype=np.float64), rtol=1e-6)  # by the finite anchor
-    np.testing.assert_equal(result.mean[3], bad)
-    assert np.isnan(result.stderr[3])
+    estimates.solve(np.array([2, 3]), values[:, :40], np.array([[0, 1]] * 2), np.full((2, 2), 0.5))
+    np.testing.assert_allclose(estimates.mean[2], roots[0].mean(), rtol=1e-2)  # by the finite root
+    np.testing.assert_equal(estimates.mean[3], bad)
+    assert np.isnan(estimates.stderr[3])
 
 
 def test_huge_and_tiny_losses_side_by_side():
     rng = np.random.default_rng(0)
-    base = rng.lognormal(size=400).astype(np.float32)
-    anchors = np.stack([base, 1e20 * base])
-    y = (3e10 * base * (1 + 0.01 * rng.normal(size=400))).astype(np.float32)
-    result = Sample(anchors, np.array([True, True, False]), np.array([[0, 1]] * 3))
-    result.add(np.array([2]), np.arange(200), y[None, :200])
-    result.solve(np.array([2]))
-    np.testing.assert_allclose(result.mean[2], y.mean(dtype=np.float64), rtol=5e-3)
+    base = rng.lognormal(size=400)
+    roots = np.stack([base, 1e20 * base])
+    y = 3e10 * base * (1 + 0.01 * rng.normal(size=400))
+    estimates = Estimates(draw([roots], 400, 0), 3, np.array([0, 1]), roots)
+    order = estimates._draw.order
+    estimates = Estimates(estimates._draw, 3, np.array([0, 1]), roots[:, order])
+    estimates.solve(np.array([2]), y[None, order[:200]], np.array([[0, 1]]), np.full((1, 2), 0.5))
+    np.testing.assert_allclose(estimates.mean[2], y.mean(), rtol=5e-3)
 
 
-# ---- anchors
+def test_examples_for_inverts_the_standard_error():
+    """The variance is proportional to ``1 / n - 1 / N``."""
+    counts = np.array([100, 100, 100])
+    excess = np.sqrt((1 / 100 - 1 / 500) / (1 / np.array([100, 250, 500]) - 1 / 500 + 1e-30))
+    np.testing.assert_allclose(examples_for(counts, excess, 500)[:2], [110, 275], rtol=1e-6)
+    assert examples_for(counts, excess, 500)[2] == 400  # not more than four times as many in a round
+    assert examples_for(np.array([200]), np.array([np.inf]), 500)[0] == 550
 
 
-def test_anchors_cover_the_grid_with_both_ends():
-    mask = engine.anchors((31, 6, 1), 7)
-    rows = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    np.testing.assert_array_equal(rows[0], [0, 6, 12, 18, 24, 30])
-    np.testing.assert_array_equal(rows[1], [0, 5])
-    np.testing.assert_array_equal(rows[2], [0])
-    assert mask.sum() == 12
+# ---- levels
 
 
-def test_the_stride_grows_with_tolerance_and_data():
-    assert engine.anchor_stride(20_000, 0.02, (31, 31)) > engine.anchor_stride(20_000, 0.01, (31, 31))
-    assert engine.anchor_stride(50_000, 0.01, (51, 51)) > engine.anchor_stride(20_000, 0.01, (31, 31))
-    assert engine.anchor_stride(10, 0.0, (5,)) == 2
+def test_levels_halve_the_distance_from_both_ends():
+    level = engine.levels((31, 6, 1))
+    assert level.shape == (31, 6, 1)
+    assert level[0, 0, 0] == level[-1, -1, 0] == level[15, 0, 0] == 0
+    assert (level[::2] >= 0).all()
+    for n in range(level.max() + 1):
+        chosen = np.flatnonzero((level[:, 0, 0] <= n))
+        assert np.diff(chosen).max() <= np.ceil(15 / 2**n)
+
+
+def test_a_grid_of_half_the_spacing_has_the_same_first_levels():
+    coarse, fine = engine.levels((9, 9)), engine.levels((17, 17))
+    np.testing.assert_array_equal(fine[::2, ::2], coarse)
 
 
 # ---- surfaces
@@ -231,7 +408,7 @@ def evaluated(monkeypatch):
 
     monkeypatch.setattr(engine.Program, "values", logged)
     monkeypatch.setattr(_blocks, "SECONDS", 0.0)
-    monkeypatch.setattr(_tolerance, "IN_A_CALL", 2**12)
+    monkeypatch.setattr(_source, "IN_A_CALL", 2**12)
     return log
 
 

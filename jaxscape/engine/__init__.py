@@ -6,10 +6,11 @@ point; `estimate` takes as many examples at each point as a tolerance needs.
 
 from jaxscape.engine._compile import WIDTHS
 from jaxscape.engine._exact import Evaluator, Loads, evaluate, load_of, mean_metrics, progress_bar
+from jaxscape.engine._levels import levels
 from jaxscape.engine._program import Load, Program
 from jaxscape.engine._record import Record
 from jaxscape.engine._result import Estimate, Evaluation
-from jaxscape.engine._tolerance import Tolerance, anchor_stride, anchors, estimate
+from jaxscape.engine._tolerance import Tolerance, estimate
 
 __all__ = [
     "WIDTHS",
@@ -21,10 +22,9 @@ __all__ = [
     "Program",
     "Record",
     "Tolerance",
-    "anchor_stride",
-    "anchors",
     "estimate",
     "evaluate",
+    "levels",
     "load_of",
     "mean_metrics",
     "progress_bar",

@@ -22,6 +22,7 @@ from jaxscape.sweep._record import to_tolerance
 from jaxscape.sweep._store import Store
 from jaxscape.types import Data, LossFn, Params
 
+SAMPLE = "levels of priority samples"  # a store of the tolerance mode before that has other error bars
 CHUNK = 128  # points that share a file of a store, at most
 
 
@@ -115,7 +116,7 @@ def losses_on_grid(
     running: dict[str, Any] = {"load": options.load, "mesh": options.mesh, "progress": options.progress}
     tolerance = None
     if rtol is not None:
-        tolerance = engine.Tolerance(rtol, options.atol, options.seed, _anchors(grid, center, rtol))
+        tolerance = engine.Tolerance(rtol, options.atol, options.seed, _levels(grid, center))
 
     def result_of(evaluation: Evaluation) -> xr.Dataset:
         result = _dataset(evaluation, grid, center)
@@ -135,7 +136,7 @@ def losses_on_grid(
         return result_of(engine.estimate(*where, tolerance, **running))
     layout = Layout.of(grid, columns_of(objective, len(points)), CHUNK)
     recipe = {"method": chart.kind, **hashes}
-    recipe |= {} if rtol is None else {"rtol": rtol, "atol": options.atol, "seed": options.seed}
+    recipe |= {} if rtol is None else {"rtol": rtol, "atol": options.atol, "seed": options.seed, "sample": SAMPLE}
     with Store(options.store, recipe, layout, _long_names(objective.metrics), attrs) as store:
         if tolerance is None:
             result = result_of(in_blocks(*where, store, **running))
@@ -173,16 +174,12 @@ def _with_center(grid: Grid) -> tuple[np.ndarray, int]:
     return np.concatenate([points, np.zeros((1, points.shape[1]))]), len(points)
 
 
-def _anchors(grid: Grid, center: int, rtol: float) -> Callable[[int], np.ndarray]:
-    """Which points are exact, for a number of examples: params itself and a coarse sub-grid."""
-
-    def exact(examples: int) -> np.ndarray:
-        mask = engine.anchors(grid.shape, engine.anchor_stride(examples, rtol, grid.shape)).ravel()
-        mask = np.pad(mask, (0, int(center == len(mask))))
-        mask[center] = True
-        return mask
-
-    return exact
+def _levels(grid: Grid, center: int) -> np.ndarray:
+    """The level of each point; params itself is of the first one."""
+    levels = engine.levels(grid.shape).ravel()
+    levels = np.pad(levels, (0, int(center == len(levels))))
+    levels[center] = 0
+    return levels
 
 
 def _dataset(evaluation: Evaluation, grid: Grid, center: int) -> xr.Dataset:

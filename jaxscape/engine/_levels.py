@@ -1,0 +1,52 @@
+"""Levels of a grid: a few points first, then points halfway between them, then halfway between those."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+INTERVALS = {1: 8, 2: 2, 3: 2}  # of the first level along each axis: 9 points on a line or in a plane, 27 in a volume
+
+
+def levels(shape: Sequence[int]) -> np.ndarray:
+    """The level of each point of a grid.
+
+    Level 0 has both ends of each axis and points evenly between them; each further level halves the distance.
+
+    >>> levels((9,))
+    array([0, 0, 0, 0, 0, 0, 0, 0, 0])
+    >>> levels((5, 5))
+    array([[0, 1, 0, 1, 0],
+           [1, 1, 1, 1, 1],
+           [0, 1, 0, 1, 0],
+           [1, 1, 1, 1, 1],
+           [0, 1, 0, 1, 0]])
+
+    Args:
+        shape: The number of points along each axis.
+
+    Returns:
+        Whole numbers from 0 on, of this shape.
+    """
+    level = np.full(shape, -1)
+    intervals, number = INTERVALS.get(len(shape), 1), 0
+    while (level < 0).any():
+        chosen = [np.unique(np.linspace(0, n - 1, min(n, intervals + 1)).round().astype(int)) for n in shape]
+        block = np.ix_(*chosen)
+        level[block] = np.where(level[block] < 0, number, level[block])
+        intervals, number = 2 * intervals, number + 1
+    return level
+
+
+def nearest(points: np.ndarray, candidates: np.ndarray, k: int) -> np.ndarray:
+    """The k candidates that are nearest to each point, nearest first.
+
+    Args:
+        points: Coordinates, shape ``(points, axes)``.
+        candidates: Coordinates, shape ``(candidates, axes)``.
+        k: At most so many.
+
+    Returns:
+        Numbers of candidates, shape ``(points, min(k, candidates))``.
+    """
+    apart = ((points[:, None] - candidates[None]) ** 2).sum(-1)
+    return np.argsort(apart, axis=1, kind="stable")[:, :k]

@@ -2,10 +2,11 @@
 
     python -m studies.shortcuts [--runs runs/shortcuts] [--out docs/studies]
 
-ResNets of 20, 32 and 44 layers, that of 32 also twice as wide, each with and without shortcuts: a rate of 0.02, 60 epochs
-(with a warm-up of 10 epochs those of 32 and 44 layers without shortcuts did not fit: 8 % and 10 % training error). Around each minimizer: a filter-normalized plane, the same draw for all. It writes
-shortcuts.csv (errors, and the measures of the plane) and shortcuts.png. A training and a surface that is finished is
-kept in ``--runs``; the same command goes on.
+ResNets of 20, 32 and 44 layers, that of 32 also twice as wide, each with and without shortcuts: a rate of 0.02, 60
+epochs (with a warm-up of 10 epochs, 32 and 44 layers without shortcuts did not fit: 8 % and 10 % training error).
+Around each minimizer: a filter-normalized plane, the same draw for all. It writes shortcuts.csv (errors, and the
+measures of the plane) and shortcuts.png. A training and a surface that is finished is kept in ``--runs``; the same
+command goes on.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
 Priority sampling (Duffield, Lund, Thorup 2007): example i with the size s_i gets the priority u_i / s_i, where u_i is
 uniform in (0, 1); a sample is the n examples of least priority. With t the priority of the next example, the sum of
-``y_i / min(1, t * s_i)`` over the sample is an unbiased estimate of the sum of y over all examples, whatever n. An example
-whose size is large is in every sample, with certainty. All samples are beginnings of one order, so they are nested.
+``y_i / min(1, t * s_i)`` over the sample is an unbiased estimate of the sum of y over all examples, whatever n. An
+example whose size is large is in every sample, with certainty. All samples are beginnings of one order, so they are
+nested.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-UNIFORM = 0.5  # the share of the sizes that is the same for all examples: no weight is more than twice that of a plain sample
+UNIFORM = 0.5  # the share of the sizes that all examples have: no weight is more than twice that of a plain sample
 STREAM = 0x6C6F7373  # the seed's stream is its own: with that of the caller's data the sample was correlated with it
 
 

@@ -90,10 +90,10 @@ class Estimates:
         )
         values = np.where(np.isfinite(values), values, 0.0)
         pi = self._draw.inclusion(n, self._total)
-        events = (1 - pi) / (pi * self._total) ** 2 * self._spread**2
-        with np.errstate(all="ignore"):
-            event = float(np.nan_to_num((pi * events**2).sum() / (pi * events).sum()))
-        result = fit(values, neighbours, pi[:m], self._total, event, self._whole)
+        changes = (1 - pi) / (pi * self._total) ** 2 * self._spread**2
+        with np.errstate(all="ignore"):  # where no example differs between roots, none is taken to change
+            change = float(np.nan_to_num((pi * changes**2).sum() / (pi * changes).sum()))
+        result = fit(values, neighbours, pi[:m], self._total, change, self._whole)
         self.mean[rows], self.stderr[rows] = result.mean, result.stderr
         for i, row in enumerate(rows):
             self._fits[int(row)] = result.residuals[i], result.slopes[i], near[i]
@@ -117,11 +117,10 @@ class Estimates:
             carried = [near[b != 0], b[b != 0]]
             self._residuals.append(residuals + _combination(self._residuals, *carried, len(residuals)))
             self._shares.append(own_shares[-1] + _combination(self._shares, *carried, len(residuals)))
-        earlier = [
-            x / self._draw.inclusion(len(x), len(x)) for x in self._residuals[:before]
-        ]
+        earlier = [x / self._draw.inclusion(len(x), len(x)) for x in self._residuals[:before]]
         fewer = counts[before:, None] <= counts[None]
-        with_earlier = np.where(fewer[:, :before], _products(own, self._shares[:before]), _products(own_shares, earlier))
+        from_shares, from_residuals = _products(own, self._shares[:before]), _products(own_shares, earlier)
+        with_earlier = np.where(fewer[:, :before], from_shares, from_residuals)
         together = _products(own, own_shares)
         together = np.where(fewer[:, before:], together, together.T)
         with_earlier, together = with_earlier / self._total**2, together / self._total**2

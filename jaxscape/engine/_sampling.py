@@ -10,9 +10,11 @@ from jaxscape.engine._levels import nearest
 from jaxscape.engine._source import Source
 
 NEIGHBOURS = 8
-FIRST_EXAMPLES = 128  # of the first round: below that neither the residuals' spread nor the slopes are known well
+FIRST_EXAMPLES = 64  # of the first round
+STEP = 1.3
+MARGIN = 1.05
 GROWTH = 4  # a round takes a point to at most so many times the examples it had
-SHARE = 0.6  # of the tolerance, for points on which others will be regressed
+SHARE = 0.85  # of the tolerance, for points on which others will be regressed
 KEPT = 1024  # such points at most: their losses and the covariances of their errors are in memory
 IN_MEMORY = 2**25  # values of single examples that the points of the last levels have in memory, per metric: 128 MB
 
@@ -140,10 +142,10 @@ def examples_for(counts: np.ndarray, excess: np.ndarray, total: int) -> np.ndarr
     """
     with np.errstate(all="ignore"):
         wanted = 1 / ((1 / counts - 1 / total) / excess**2 + 1 / total)
-    return np.minimum(1.1 * np.nan_to_num(wanted, nan=total), GROWTH * counts)
+    return np.minimum(MARGIN * np.nan_to_num(wanted, nan=total), GROWTH * counts)
 
 
 def _few_sizes(batches: np.ndarray, most: int) -> np.ndarray:
     """The next larger of few numbers of batches, so that calls are full."""
-    steps = np.unique(np.append(np.ceil(1.5 ** np.arange(64)).clip(max=most), most)).astype(int)
+    steps = np.unique(np.append(np.ceil(STEP ** np.arange(120)).clip(max=most), most)).astype(int)
     return steps[np.minimum(np.searchsorted(steps, batches), len(steps) - 1)]

@@ -1,4 +1,4 @@
-"""The values of single examples at points, in the order of a draw: from an earlier call's record, or from the devices."""
+"""The values of single examples at points, in the order of a draw: from an earlier call's record or the devices."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -119,9 +119,7 @@ def _weighted(values: dict[str, np.ndarray], term: Term) -> dict[str, np.ndarray
         return values
     weights = values[WEIGHT].astype(np.float64) * (term.examples / term.total_weight)
     with np.errstate(all="ignore"):  # a NaN or infinite loss is a result
-        return {
-            name: np.where(weights != 0, weights * value, 0.0) for name, value in values.items() if name != WEIGHT
-        }
+        return {name: np.where(weights != 0, weights * value, 0.0) for name, value in values.items() if name != WEIGHT}
 
 
 def _blocks(rows: np.ndarray, program: Program, examples: int) -> Iterator[np.ndarray]:

@@ -2,13 +2,14 @@
 
 The loss at a point is a mean over N examples, and a sample estimates it. Four things make the sample small:
 
-- *Control variates.* The losses of the single examples at neighbouring points are nearly the same vector. A few points,
-  the roots, are evaluated on all examples; elsewhere the losses are regressed on those of neighbours (`_regression`).
+- *Control variates.* The losses of the single examples at neighbouring points are nearly the same vector. A few
+  points, the roots, are evaluated on all examples; elsewhere the losses are regressed on those of neighbours
+  (`_regression`).
 - *Levels.* Points halfway between the roots come next, then those halfway between these, and so on (`_levels`). The
-  neighbours of a point are those of earlier levels with at least as many examples: the closer they are, the less is left
-  to chance. The errors of their means, and how these go together, are carried on (`_estimates`).
-- *One order.* All points take the same examples in the same order, so the surface is smooth at any n. Examples that the
-  roots show to matter come early (`_draw`).
+  neighbours of a point are those of earlier levels with at least as many examples: the closer they are, the less is
+  left to chance. The errors of their means, and how these go together, are carried on (`_estimates`).
+- *One order.* All points take the same examples in the same order, so the surface is smooth at any n. Examples that
+  the roots show to matter come early (`_draw`).
 - *Rounds.* A point takes no more examples once its standard error is under the tolerance.
 """
 

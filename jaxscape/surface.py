@@ -63,8 +63,8 @@ def surface(
         grid: Coordinates in units of the directions; by default 51x51 over [-1, 1] for two directions and 401 points
             for one.
         rtol: None: exact. A number: the standard error of each loss is at most ``max(rtol * abs(loss), atol)``.
-            Anchors, a coarse sub-grid, are exact; at the points between them the losses of a random subset are
-            regressed on those of the anchors. 0.01 is a picture that no eye tells from the exact one.
+            A few points, the roots, are exact; at the others, from coarse to fine, the losses of a sample are
+            regressed on those of the points around. 0.01 is a picture that no eye tells from the exact one.
         atol: Absolute tolerance, with ``rtol``: spares the work on losses so small that their digits do not matter.
         batch_size: Examples in one call of loss_fn, at most; ``"auto"``: what is fastest in a short trial.
         points_per_step: Points that a device evaluates side by side (`jax.vmap`), a power of two up to 64;

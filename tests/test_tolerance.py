@@ -234,7 +234,7 @@ def chain(order, values, counts):
         weights = np.full((1, len(near)), 1 / len(near))
         estimates.solve(np.array([row]), values[row : row + 1, :n], np.array([near]), weights)
         estimates.keep(np.array([row]), [values[row, :n]])
-    return estimates.mean - values.mean(1), estimates._covariances
+    return estimates.mean - values.mean(1), estimates._errors.matrix
 
 
 def test_covariances_of_errors_are_those_over_many_draws():

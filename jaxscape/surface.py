@@ -24,8 +24,8 @@ def surface(
     *,
     directions: Directions | Any = None,
     grid: Grid | None = None,
-    rtol: float | None = None,
-    atol: float = 0.0,
+    rtol: float | Mapping[str, float] | None = None,
+    atol: float | Mapping[str, float] = 0.0,
     batch_size: int | Literal["auto"] = "auto",
     points_per_step: int | Literal["auto"] = "auto",
     mesh: Mesh | None = None,
@@ -62,10 +62,13 @@ def surface(
             filter-normalized ones, as many as the grid has axes (two without a grid).
         grid: Coordinates in units of the directions; by default 51x51 over [-1, 1] for two directions and 401 points
             for one.
-        rtol: None: exact. A number: the standard error of each loss is at most ``max(rtol * abs(loss), atol)``.
+        rtol: None: exact. A number: the standard error of each loss is at most ``max(rtol * abs(loss), atol)``. A
+            mapping: the same for each metric by its name, e.g. ``{"loss": 0.01, "accuracy": 0.02}``; metrics that it
+            does not name have error bars, but are not waited for.
             A few points, the roots, are exact; at the others, from coarse to fine, the losses of a sample are
             regressed on those of the points around. 0.01 is a picture that no eye tells from the exact one.
-        atol: Absolute tolerance, with ``rtol``: spares the work on losses so small that their digits do not matter.
+        atol: Absolute tolerance, with ``rtol``: spares the work on losses so small that their digits do not matter. A
+            number for the loss, or a mapping like ``rtol``.
         batch_size: Examples in one call of loss_fn, at most; ``"auto"``: what is fastest in a short trial.
         points_per_step: Points that a device evaluates side by side (`jax.vmap`), a power of two up to 64;
             ``"auto"``: what is fastest in a short trial.

@@ -1,6 +1,7 @@
 """The tolerance mode: the regression estimator against its textbook form, calibration over seeds, its limits."""
 
 import functools
+import tracemalloc
 import warnings
 from types import SimpleNamespace
 
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
+from scipy.spatial import cKDTree
 
 import jaxscape as js
 from jaxscape import engine
-from jaxscape.engine import _regression, _source
+from jaxscape.engine import _levels, _regression, _source
 from jaxscape.engine._draw import draw, importance
 from jaxscape.engine._estimates import Estimates
 from jaxscape.engine._sampling import Sampling, examples_for
@@ -59,7 +61,7 @@ def sampled(metrics, coords, shape, rtol, seed, atol=0.0):
     """Estimates, and how many examples each point took."""
     levels = engine.levels(shape).ravel()
     levels[(coords == 0).all(1)] = 0
-    sampling = Sampling(Stored(metrics, coords), levels, rtol, atol)
+    sampling = Sampling(Stored(metrics, coords), levels, {"loss": rtol}, {"loss": atol})
     finished = np.concatenate(list(sampling.run(seed)))
     np.testing.assert_array_equal(np.sort(finished), np.arange(len(coords)))
     return sampling.estimates, sampling.counts
@@ -312,6 +314,27 @@ def test_a_grid_of_half_the_spacing_has_the_same_first_levels():
     np.testing.assert_array_equal(fine[::2, ::2], coarse)
 
 
+def test_nearest_is_that_of_scipy(monkeypatch):
+    monkeypatch.setattr(_levels, "AT_ONCE", 100)  # in parts
+    rng = np.random.default_rng(0)
+    points, candidates = rng.normal(size=(50, 3)), rng.normal(size=(20, 3))
+    _, expected = cKDTree(candidates).query(points, 4)
+    np.testing.assert_array_equal(_levels.nearest(points, candidates, 4), expected)
+
+
+def test_memory_does_not_grow_with_the_square_of_the_points():
+    """25^3 points took 1.35 GiB for distances alone."""
+    axis = np.linspace(-1, 1, 25)
+    coords = np.stack([x.ravel() for x in np.meshgrid(axis, axis, axis, indexing="ij")], 1)
+    values = np.random.default_rng(0).gamma(2, 1, 64)[None] + np.zeros((len(coords), 1), np.float32)
+    values = values.astype(np.float32)
+    tracemalloc.start()
+    sampled({"loss": values}, coords, (25, 25, 25), 0.5, 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 150 * 2**20
+
+
 # ---- surfaces
 
 
@@ -357,6 +380,38 @@ def test_absolute_tolerance_spares_work():
     assert surface(rtol=1e-9, atol=0.05).num_examples.sum() < 0.5 * surface(rtol=1e-9).num_examples.sum()
 
 
+@pytest.mark.parametrize(("key", "value"), [(1, 0.1), ("loss", "1%"), ("loss", True)])
+def test_tolerances_of_another_type(key, value):
+    with pytest.raises(TypeError, match="rtol has the key 1|rtol\\['loss'\\] is"):
+        surface(rtol={key: value})
+
+
+def test_a_tolerance_for_another_metric(exact):
+    """Each metric is brought to its own tolerance; one without any is not waited for."""
+    both = surface(rtol={"loss": 0.05, "accuracy": 0.01})
+    assert (both.accuracy_stderr <= 0.01 * both.accuracy).all()
+    assert (both.loss_stderr <= 0.05 * both.loss).all()
+    assert (both.attrs["rtol"], both.attrs["rtol_accuracy"]) == (0.05, 0.01)
+    error = np.abs(both.accuracy - exact.accuracy).values
+    assert (error <= 3 * both.accuracy_stderr.values + 1e-9).mean() > 0.97
+    alone = surface(rtol={"accuracy": 0.05})
+    assert (alone.accuracy_stderr <= 0.05 * alone.accuracy).all()
+    assert "rtol" not in alone.attrs
+    absolute = surface(rtol={"accuracy": 0.0}, atol={"accuracy": 0.02})
+    assert (absolute.accuracy_stderr <= 0.02).all()
+    assert alone.num_examples.sum() < both.num_examples.sum()
+    xr.testing.assert_identical(surface(rtol={"loss": 0.05}).drop_attrs(), surface(rtol=0.05).drop_attrs())
+
+
+def test_tolerances_of_the_metrics_of_terms():
+    options = {"directions": DIRECTIONS, "grid": GRID, "batch_size": 64, "progress": False}
+    terms = {"a": mlp_loss, "b": mlp_loss}
+    data = {"a": DATA, "b": jax.tree.map(lambda x: x[:2000], DATA)}
+    ds = js.surface(PARAMS, terms, data, rtol={"loss": 0.1, "accuracy_b": 0.02}, **options)
+    assert (ds.accuracy_b_stderr <= 0.02 * ds.accuracy_b).all()
+    assert (ds.accuracy_a_stderr > 0.02 * ds.accuracy_a).any()
+
+
 def test_a_seed_gives_the_same_surface_on_any_mesh():
     one = surface(rtol=0.05, seed=3, mesh=jax.sharding.Mesh(np.array(jax.devices()[:1]), ("points",)))
     eight = surface(rtol=0.05, seed=3)
@@ -385,6 +440,10 @@ def test_nonfinite_points_leave_the_rest_unharmed():
         ({"rtol": 0.1, "atol": np.inf}, "atol is inf"),
         ({"rtol": 0.1, "loss": lambda p, b: mlp_loss(p, b)["loss"].mean()}, "rtol needs the loss of each example"),
         ({"atol": 0.1}, "atol is 0.1, but rtol is None"),
+        ({"rtol": {}}, "rtol is an empty mapping"),
+        ({"rtol": {"accuracy": -1.0}}, "rtol\\['accuracy'\\] is -1.0, expected a number of at least 0"),
+        ({"rtol": {"acc": 0.1}}, "rtol has 'acc', expected a metric of loss_fn: 'accuracy', 'loss'"),
+        ({"rtol": 0.1, "atol": {"top5": 0.1}}, "atol has 'top5', expected a metric of loss_fn"),
     ],
 )
 def test_bad_tolerances(options, match):
@@ -502,6 +561,7 @@ def test_a_larger_tolerance_another_seed_and_exact_points_are_refused(tmp_path):
     for options, match in (
         ({"rtol": 0.2, "atol": 0.1}, "rtol is 0.1 there and 0.2 here"),
         ({"rtol": 0.1, "atol": 0.2}, "atol is 0.1 there and 0.2 here"),
+        ({"rtol": {"accuracy": 0.01}, "atol": 0.1}, "rtol is 0.1 there and {'accuracy': 0.01} here"),
         ({"rtol": 0.1, "atol": 0.1, "seed": 1}, "seed is 0 there and 1 here"),
         ({}, "rtol is 0.1 there and None here"),
     ):

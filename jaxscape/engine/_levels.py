@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-INTERVALS = {1: 8, 2: 2, 3: 2}  # of the first level along each axis: 9 points on a line or in a plane, 27 in a volume
+INTERVALS = {1: 4, 2: 2, 3: 2}  # of level 0 along each axis: 5 points on a line, 9 in a plane, 27 in a volume
+AT_ONCE = 2**20  # distances
 
 
 def levels(shape: Sequence[int]) -> np.ndarray:
@@ -13,7 +14,7 @@ def levels(shape: Sequence[int]) -> np.ndarray:
     Level 0 has both ends of each axis and points evenly between them; each further level halves the distance.
 
     >>> levels((9,))
-    array([0, 0, 0, 0, 0, 0, 0, 0, 0])
+    array([0, 1, 0, 1, 0, 1, 0, 1, 0])
     >>> levels((5, 5))
     array([[0, 1, 0, 1, 0],
            [1, 1, 1, 1, 1],
@@ -48,5 +49,9 @@ def nearest(points: np.ndarray, candidates: np.ndarray, k: int) -> np.ndarray:
     Returns:
         Numbers of candidates, shape ``(points, min(k, candidates))``.
     """
-    apart = ((points[:, None] - candidates[None]) ** 2).sum(-1)
-    return np.argsort(apart, axis=1, kind="stable")[:, :k]
+    size = max(1, AT_ONCE // len(candidates))
+    parts = []
+    for start in range(0, len(points), size):
+        apart = sum((x[start : start + size, None] - y) ** 2 for x, y in zip(points.T, candidates.T, strict=True))
+        parts.append(np.argsort(apart, axis=1, kind="stable")[:, :k])
+    return np.concatenate(parts)

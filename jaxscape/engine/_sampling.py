@@ -1,6 +1,7 @@
 """One term at every point, level by level and round by round, until each point is to the tolerance."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -30,14 +31,16 @@ class Sampling:
         estimates: For each metric the means and standard errors; empty before the roots are evaluated.
     """
 
-    def __init__(self, source: Source, levels: np.ndarray, rtol: float, atol: float) -> None:
+    def __init__(
+        self, source: Source, levels: np.ndarray, rtol: Mapping[str, float], atol: Mapping[str, float]
+    ) -> None:
         """Nothing is evaluated yet.
 
         Args:
             source: The values of single examples.
             levels: The level of each point; those of level 0, the roots, are evaluated on all examples.
-            rtol: Relative tolerance of the loss.
-            atol: Absolute tolerance of the loss.
+            rtol: Relative tolerances by the names of metrics; a metric without one is not looked at.
+            atol: Absolute tolerances by the names of metrics.
         """
         self._source, self._levels, self._rtol, self._atol = source, levels, rtol, atol
         self.counts = np.zeros(len(levels), int)
@@ -46,42 +49,51 @@ class Sampling:
         self._coords = source.coords / np.where(extent > 0, extent, 1)
         self._kept = np.zeros(0, int)
 
-    def run(self, seed: int) -> Iterator[np.ndarray]:
+    def run(self, seed: int, advance: Callable[[int], Any] = lambda points: None) -> Iterator[np.ndarray]:
         """Estimate everywhere.
 
         Args:
             seed: Of the order of the examples.
+            advance: Gets the number of points that are done in addition.
 
         Yields:
-            Points that are finished.
+            Points that are finished; all roots together, since they share the order that is drawn from them.
         """
-        source, total = self._source, int(self._source.counts[-1])
-        roots = np.flatnonzero(self._levels == 0)
-        values = self._all_values(roots)
+        yield self._start(seed, advance)
+        for level in range(1, int(self._levels.max()) + 1):
+            for finished in self._level(level):
+                advance(len(finished))
+                yield finished
+
+    def _start(self, seed: int, advance: Callable[[int], Any]) -> np.ndarray:
+        """Evaluate the roots, and draw the order of the examples by what they say."""
+        roots, total = np.flatnonzero(self._levels == 0), int(self._source.counts[-1])
+        values = self._all_values(roots, advance)
         order = draw(list(values.values()), total, seed)
-        source.rearrange(order)
+        self._source.rearrange(order)
         self.counts[roots], self._kept = total, roots
         self.estimates = {
             name: Estimates(order, len(self._levels), roots, x[:, order.order]) for name, x in values.items()
         }
-        yield roots
-        highest = int(self._levels.max())
-        for level in range(1, highest + 1):
-            rows = np.flatnonzero(self._levels == level)
-            if level < highest and len(self._kept) + len(rows) <= KEPT:
-                samples: Samples = {name: {} for name in self.estimates}
-                yield from self._to_tolerance(rows, SHARE, samples)
-                for name, each in self.estimates.items():
-                    each.keep(rows, [samples[name][int(row)] for row in rows])
-                self._kept = np.append(self._kept, rows)
-            else:
-                size = max(1, IN_MEMORY // total)
-                for i in range(0, len(rows), size):
-                    yield from self._to_tolerance(rows[i : i + size], 1.0, {name: {} for name in self.estimates})
-                    for each in self.estimates.values():
-                        each.forget()
+        return roots
 
-    def _all_values(self, roots: np.ndarray) -> dict[str, np.ndarray]:
+    def _level(self, level: int) -> Iterator[np.ndarray]:
+        """Bring the points of a level to the tolerance; keep them for the next level, if they are not too many."""
+        rows = np.flatnonzero(self._levels == level)
+        if level < self._levels.max() and len(self._kept) + len(rows) <= KEPT:
+            samples: Samples = {name: {} for name in self.estimates}
+            yield from self._to_tolerance(rows, SHARE, samples)
+            for name, each in self.estimates.items():
+                each.keep(rows, [samples[name][row] for row in rows.tolist()])
+            self._kept = np.append(self._kept, rows)
+            return
+        size = max(1, IN_MEMORY // int(self._source.counts[-1]))
+        for i in range(0, len(rows), size):
+            yield from self._to_tolerance(rows[i : i + size], 1.0, {name: {} for name in self.estimates})
+            for each in self.estimates.values():
+                each.forget()
+
+    def _all_values(self, roots: np.ndarray, advance: Callable[[int], Any]) -> dict[str, np.ndarray]:
         """The values at the roots, shape ``(roots, N)``, in the order of the data."""
         total, batches = int(self._source.counts[-1]), len(self._source.counts) - 1
         result: dict[str, np.ndarray] = {}
@@ -90,11 +102,12 @@ class Sampling:
             for name, x in values.items():
                 whole = result.setdefault(name, np.zeros((len(roots), total), x.dtype))
                 whole[[place[int(row)] for row in rows]] = x
+            advance(len(rows))
         return result
 
     def _to_tolerance(self, rows: np.ndarray, share: float, samples: Samples) -> Iterator[np.ndarray]:
         """Rounds for points of one level, until each has a standard error of a share of the tolerance."""
-        counts, loss = self._source.counts, self.estimates["loss"]
+        counts = self._source.counts
         done = np.zeros(len(self._levels), int)  # batches that each point has taken
         target = np.zeros_like(done)
         target[rows] = np.searchsorted(counts, min(FIRST_EXAMPLES, counts[-1]))
@@ -109,14 +122,22 @@ class Sampling:
             done[rows], self.counts[rows] = target[rows], counts[target[rows]]
             for last in np.unique(done[rows]):
                 self._solve(rows[done[rows] == last], samples)
-            tolerance = share * np.maximum(self._rtol * np.abs(loss.mean[rows]), self._atol)
-            over = (loss.stderr[rows] > tolerance) & (self.counts[rows] < counts[-1])
+            excess = self._excess(rows) / share
+            over = (excess > 1) & (self.counts[rows] < counts[-1])
             yield rows[~over]
             rows = rows[over]
-            with np.errstate(divide="ignore"):  # no error at all is allowed
-                excess = loss.stderr[rows] / tolerance[over]
-            wanted = examples_for(self.counts[rows], excess, counts[-1])
+            wanted = examples_for(self.counts[rows], excess[over], counts[-1])
             target[rows] = _few_sizes(np.maximum(np.searchsorted(counts, wanted), done[rows] + 1), len(counts) - 1)
+
+    def _excess(self, rows: np.ndarray) -> np.ndarray:
+        """The largest standard error of a metric over its tolerance; 0 where there is no standard error."""
+        excess = np.zeros(len(rows))
+        for name in self._rtol.keys() | self._atol.keys():
+            mean, stderr = self.estimates[name].mean[rows], self.estimates[name].stderr[rows]
+            tolerance = np.maximum(self._rtol.get(name, 0.0) * np.abs(mean), self._atol.get(name, 0.0))
+            with np.errstate(all="ignore"):  # no error at all may be allowed, or the mean not finite
+                excess = np.fmax(excess, np.where(stderr > 0, stderr / tolerance, 0.0))
+        return excess
 
     def _solve(self, rows: np.ndarray, samples: Samples) -> None:
         """Estimate points with the same number of examples."""

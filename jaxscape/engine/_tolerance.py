@@ -28,24 +28,24 @@ from jaxscape.engine._result import Estimate, Evaluation, add_terms
 from jaxscape.engine._sampling import Sampling
 from jaxscape.engine._source import Place, Source
 from jaxscape.engine._strategy import choose_load
-from jaxscape.objective import Objective
+from jaxscape.objective import Objective, Term
 from jaxscape.types import Params
 
 NOTHING = Record()
 
 
 class Tolerance(NamedTuple):
-    """How well the loss is wanted: a standard error of at most ``max(rtol * abs(loss), atol)``.
+    """How well each metric is wanted: a standard error of at most ``max(rtol * abs(mean), atol)``.
 
     Attributes:
-        rtol: Relative tolerance.
-        atol: Absolute tolerance.
+        rtol: Relative tolerances by the names of metrics, as in an `Evaluation`; without one a metric is not looked at.
+        atol: Absolute tolerances by the names of metrics.
         seed: Of the order in which all points take the examples.
         levels: The level of each point, shape ``(points,)``; those of level 0 are evaluated on all examples.
     """
 
-    rtol: float
-    atol: float
+    rtol: Mapping[str, float]
+    atol: Mapping[str, float]
     seed: int
     levels: np.ndarray
 
@@ -62,7 +62,7 @@ def estimate(
     progress: bool | None = None,
     record: Record = NOTHING,
 ) -> Evaluation:
-    """Mean of every metric to a tolerance: the standard error of the loss at most ``max(rtol * abs(loss), atol)``.
+    """Mean of every metric to a tolerance: a standard error of at most ``max(rtol * abs(mean), atol)``.
 
     Of several terms each is brought to ``rtol`` of itself, or to its share of ``atol``: so their sum is to the
     tolerance where no term is negative. What was reached is in the standard errors.
@@ -72,15 +72,15 @@ def estimate(
         params: The origin.
         basis: A pytree like params with a leading axis of length ``axes`` on each leaf.
         coords: Coordinates of the points.
-        tolerance: How well the loss is wanted.
+        tolerance: How well each metric is wanted.
         load: Examples and points that go side by side, as in `Load`; None: as is fastest in a short trial.
         mesh: The devices; all of all processes by default. An axis named ``"data"`` shares the examples.
         progress: True or False for a bar with points/s and time left; None for one on terminals and in notebooks.
         record: What is known of earlier calls, and keeps what this one computes.
 
     Returns:
-        Every metric, with the standard error against the mean over all of the data: 0 where all were evaluated. Other
-        metrics than the loss take the examples that the loss needs, and have error bars of their own.
+        Every metric, with the standard error against the mean over all of the data: 0 where all were evaluated.
+        Metrics without a tolerance take the examples that the others need, and have error bars of their own.
 
     Raises:
         ValueError: The loss gives means of batches, or weights that depend on params.
@@ -89,7 +89,6 @@ def estimate(
         if not all(term.per_example.values()):
             name = f"loss_fn[{term.name!r}]" if term.name else "loss_fn"
             raise ValueError(f"rtol needs the loss of each example, but {name} returned the mean of a batch.")
-    tolerance = tolerance._replace(atol=tolerance.atol / np.sqrt(len(objective.terms)))
     evaluations: dict[str, Evaluation] = {}
 
     def finished(rows: np.ndarray, of_term: Mapping[str, Evaluation]) -> None:
@@ -103,8 +102,21 @@ def estimate(
             place = Place(term, params, basis, coords, mesh)
             roots = int((tolerance.levels == 0).sum())
             chosen = choose_load(place.program, term, roots, mesh, load_of(load, term))
-            evaluations[term.name] = _estimate_term(place, chosen, tolerance, record, finished, bar)
+            wanted = _of_term(tolerance, term, len(objective.terms))
+            evaluations[term.name] = _estimate_term(place, chosen, wanted, record, finished, bar)
     return add_terms(evaluations)
+
+
+def _of_term(tolerance: Tolerance, term: Term, terms: int) -> Tolerance:
+    """The tolerances of a term's metrics, by their names in the term."""
+    names = {name: f"{name}_{term.name}" if term.name and name != "loss" else name for name in term.per_example}
+    rtol, atol = (
+        {name: given[full] for name, full in names.items() if full in given}
+        for given in (tolerance.rtol, tolerance.atol)
+    )
+    if "loss" in atol:
+        atol["loss"] /= np.sqrt(terms)
+    return tolerance._replace(rtol=rtol, atol=atol)
 
 
 def _estimate_term(
@@ -122,9 +134,8 @@ def _estimate_term(
         bar.n = first
         record.begin(name, load)
         sampling = Sampling(Source(place, load, record), tolerance.levels, tolerance.rtol, tolerance.atol)
-        for rows in sampling.run(tolerance.seed):
+        for rows in sampling.run(tolerance.seed, bar.update):
             finished(rows, {name: _rows_of(_evaluation(sampling, name, load), rows)})
-            bar.update(len(rows))
         return _evaluation(sampling, name, load)
 
     return with_retries(run, load)[0]

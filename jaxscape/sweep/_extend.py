@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from jaxscape.files import LOCK
 from jaxscape.sweep._layout import DONE, Contents, Layout, ranges_of, stored_layout
 from jaxscape.sweep._manifest import OWN, Manifest, difference, nodes_below, write_manifest
+from jaxscape.sweep._tolerances import are_smaller
 
 EXAMPLES = f"{OWN}/examples"
 """The folder in a store that has the values of single examples."""
@@ -38,7 +39,7 @@ def obstacles(manifest: Manifest, recipe: Mapping[str, Any], new: Layout) -> dic
     sound = {"grid", "rows"} if places(stored_layout(manifest), new) is not None else set()
     if "rtol" not in before and all(_is_within(before.get(n), recipe.get(n)) for n in ("loss_fn", "variables")):
         sound |= {"loss_fn", "variables"}
-    if all(name in before and name in recipe and recipe[name] <= before[name] for name in _TOLERANCES):
+    if all(n in before and n in recipe and are_smaller(recipe[n], before[n]) for n in _TOLERANCES):
         sound |= set(_TOLERANCES)
     return {name: text for name, text in names.items() if name not in sound}
 

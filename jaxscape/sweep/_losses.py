@@ -20,6 +20,7 @@ from jaxscape.sweep._layout import Layout
 from jaxscape.sweep._provenance import inputs, provenance
 from jaxscape.sweep._record import to_tolerance
 from jaxscape.sweep._store import Store
+from jaxscape.sweep._tolerances import as_tolerances, check_names_of, in_short
 from jaxscape.types import Data, LossFn, Params
 
 SAMPLE = "levels of priority samples"  # a store of the tolerance mode before that has other error bars
@@ -49,8 +50,8 @@ class Chart(NamedTuple):
 class Options(NamedTuple):
     """How the losses are evaluated; each as in `jaxscape.surface`."""
 
-    rtol: float | None
-    atol: float
+    rtol: Mapping[str, float] | None
+    atol: Mapping[str, float]
     load: tuple[int | None, int | None]
     mesh: Mesh | None
     compute_dtype: str | None
@@ -60,10 +61,12 @@ class Options(NamedTuple):
     progress: bool | None
 
     @classmethod
-    def of(cls, *, batch_size: Any, points_per_step: Any, **options: Any) -> "Options":
+    def of(cls, *, rtol: Any, atol: Any, batch_size: Any, points_per_step: Any, **options: Any) -> "Options":
         """Check the options of a call.
 
         Args:
+            rtol: Relative tolerance, or one for each metric by name; None: exact.
+            atol: Absolute tolerance, or one for each metric by name.
             batch_size: Examples in one call of the loss, at most, or ``"auto"``.
             points_per_step: Points side by side, or ``"auto"``.
             **options: All others.
@@ -75,8 +78,13 @@ class Options(NamedTuple):
             ValueError: One of them is out of its range.
             TypeError: One of them is of another type.
         """
-        result = cls(load=(as_batch_size(batch_size), _as_points_per_step(points_per_step)), **options)
-        _check_tolerance(result.rtol, result.atol)
+        load = (as_batch_size(batch_size), _as_points_per_step(points_per_step))
+        relative = None if rtol is None else as_tolerances(rtol, "rtol")
+        result = cls(relative, as_tolerances(atol, "atol"), load=load, **options)
+        if rtol is None and any(result.atol.values()):
+            raise ValueError(
+                f"atol is {atol!r}, but rtol is None, which is exact; pass rtol=0.0 for an absolute tolerance."
+            )
         checks.check_count(result.seed, "seed", 0)
         checks.check_mesh(result.mesh)
         return result
@@ -109,6 +117,8 @@ def losses_on_grid(
         loss_fn, params, data, compute_dtype=options.compute_dtype, check=options.check, batch_size=options.load[0]
     )
     check_names(objective.metrics, grid.names, stored=options.store is not None)
+    for name, tolerances in (("rtol", rtol or {}), ("atol", {} if rtol is None else options.atol)):
+        check_names_of(tolerances, objective.metrics, name)
     hashes = inputs(objective, chart.origin, chart.basis)
     attrs = {**chart.attrs, **attrs, **provenance(hashes, params)}
     points, center = _with_center(grid)
@@ -116,14 +126,14 @@ def losses_on_grid(
     running: dict[str, Any] = {"load": options.load, "mesh": options.mesh, "progress": options.progress}
     tolerance = None
     if rtol is not None:
-        tolerance = engine.Tolerance(rtol, options.atol, options.seed, _levels(grid, center))
+        tolerance = engine.Tolerance(rtol, _positive(options.atol), options.seed, _levels(grid, center))
 
     def result_of(evaluation: Evaluation) -> xr.Dataset:
         result = _dataset(evaluation, grid, center)
         result.attrs |= {
             **attrs,
             "seconds": round(time.perf_counter() - start, 3),
-            **({} if rtol is None else {"rtol": rtol, "atol": options.atol}),
+            **({} if rtol is None else {**_tolerance_attrs("rtol", rtol), **_tolerance_attrs("atol", options.atol)}),
             **_load_attrs(evaluation),
             "compute_dtype": str(options.compute_dtype),
             "num_devices": options.mesh.size if options.mesh else jax.device_count(),
@@ -136,25 +146,14 @@ def losses_on_grid(
         return result_of(engine.estimate(*where, tolerance, **running))
     layout = Layout.of(grid, columns_of(objective, len(points)), CHUNK)
     recipe = {"method": chart.kind, **hashes}
-    recipe |= {} if rtol is None else {"rtol": rtol, "atol": options.atol, "seed": options.seed, "sample": SAMPLE}
+    if rtol is not None:
+        recipe |= {"rtol": in_short(rtol), "atol": in_short(options.atol), "seed": options.seed, "sample": SAMPLE}
     with Store(options.store, recipe, layout, _long_names(objective.metrics), attrs) as store:
         if tolerance is None:
             result = result_of(in_blocks(*where, store, **running))
         else:
             result = result_of(to_tolerance(*where, tolerance, store, **running))
         return result.assign_attrs(store.finish(result.attrs))
-
-
-def _check_tolerance(rtol: float | None, atol: float) -> None:
-    for name, value in (("rtol", 0.0 if rtol is None else rtol), ("atol", atol)):
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-            raise TypeError(f"{name} is {value!r}, expected a number, e.g. 0.01 for 1 %.")
-        if not 0 <= value < 2.0**1000:
-            raise ValueError(f"{name} is {value!r}, expected a number of at least 0.")
-    if atol and rtol is None:
-        raise ValueError(
-            f"atol is {atol!r}, but rtol is None, which is exact; pass rtol=0.0 for an absolute tolerance."
-        )
 
 
 def _as_points_per_step(value: Any) -> int | None:
@@ -205,6 +204,16 @@ def _long_names(metrics: Iterable[str]) -> dict[str, str]:
         names[name] = f"mean {name} over the examples"
         names[f"{name}_stderr"] = f"standard error of the mean {name}"
     return names
+
+
+def _positive(tolerances: Mapping[str, float]) -> dict[str, float]:
+    """An absolute tolerance of 0 is none."""
+    return {metric: value for metric, value in tolerances.items() if value}
+
+
+def _tolerance_attrs(name: str, tolerances: Mapping[str, float]) -> dict[str, float]:
+    """Those of the loss under the name itself, those of other metrics with theirs."""
+    return {name if metric == "loss" else f"{name}_{metric}": value for metric, value in tolerances.items()}
 
 
 def _load_attrs(evaluation: Evaluation) -> dict[str, int]:

@@ -91,6 +91,10 @@ KINDS_OF_LOSS = {
     },
     "0/1 loss": {"loss": (NORMAL[1] * (0.3 + W) + NORMAL[2] * V + NORMAL[3] > 1.5).astype(float)},
     "rare 0/1 loss": {"loss": (NORMAL[1] * W + NORMAL[2] * V + 2 * NORMAL[3] > 6).astype(float)},
+    "hardly any error": {
+        "loss": np.exp(0.2 * NORMAL[0] + 0.1 * W) + 0 * V,
+        "error": (NORMAL[1] * np.sin(5 * W) + NORMAL[2] * np.sin(4 * V) > 4.5).astype(float),
+    },
     "kink": {"loss": np.maximum(NORMAL[1] * W + NORMAL[2] * V + NORMAL[3], 0) ** 2},
 }
 

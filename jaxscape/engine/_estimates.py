@@ -7,6 +7,7 @@ import numpy as np
 from jaxscape.engine._covariances import AT_ONCE, Covariances, Regression, beginnings
 from jaxscape.engine._draw import Draw
 from jaxscape.engine._regression import Neighbours, fit
+from jaxscape.engine._unseen import Unseen
 
 
 class Estimates:
@@ -35,9 +36,7 @@ class Estimates:
         self._means, self._usable = np.zeros(0), np.zeros(0, bool)
         self._errors = Covariances(draw)
         self._last: dict[int, Regression] = {}
-        finite = values[np.isfinite(values).all(1)].astype(np.float64)
-        self._changes = np.ptp(finite, axis=0) ** 2 if len(finite) else np.zeros(self._total)
-        self._whole = bool((finite == np.round(finite)).all())
+        self._unseen = Unseen(values[np.isfinite(values).all(1)])
         nobody = np.zeros((len(roots), 0), int)
         self.solve(roots, values, nobody, nobody.astype(float))
         self.keep(roots, list(values))
@@ -89,10 +88,7 @@ class Estimates:
             weights=weights / np.where(total > 0, total, 1),
         )
         pi = self._draw.inclusion(n, self._total)
-        changes = (1 - pi) / (pi * self._total) ** 2 * self._changes
-        with np.errstate(all="ignore"):  # where no example differs between roots, none is taken to change
-            change = float(np.nan_to_num((pi * changes**2).sum() / (pi * changes).sum()))
-        result = fit(values, neighbours, pi[:m], self._total, change, self._whole)
+        result = fit(values, neighbours, pi[:m], self._total, *self._unseen.variances(pi))
         self.mean[rows], self.stderr[rows] = result.mean, result.stderr
         for i, row in enumerate(rows.tolist()):
             self._last[row] = Regression(near[i], result.slopes[i], result.residuals[i], n, result.stderr[i])

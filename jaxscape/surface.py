@@ -67,8 +67,8 @@ def surface(
             does not name have error bars, but are not waited for.
             A few points, the roots, are exact; at the others, from coarse to fine, the losses of a sample are
             regressed on those of the points around. 0.01 is a picture that no eye tells from the exact one.
-        atol: Absolute tolerance, with ``rtol``: spares the work on losses so small that their digits do not matter. A
-            number for the loss, or a mapping like ``rtol``.
+        atol: Absolute tolerance, with ``rtol``: spares the work on losses so small that their digits do not matter (a
+            mean of exactly 0 takes all examples without it). A number for the loss, or a mapping like ``rtol``.
         batch_size: Examples in one call of loss_fn, at most; ``"auto"``: what is fastest in a short trial.
         points_per_step: Points that a device evaluates side by side (`jax.vmap`), a power of two up to 64;
             ``"auto"``: what is fastest in a short trial.

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 UNIFORM = 0.5  # the share of the sizes that all examples have: no weight is more than twice that of a plain sample
+FEW = 0.05  # of the examples: where more are not finite at a root, it is the point that is bad, not they
+CERTAIN = 1e3  # times the number of examples: a size that is in every sample
 STREAM = 0x6C6F7373  # the seed's stream is its own: with that of the caller's data the sample was correlated with it
 
 
@@ -21,7 +23,7 @@ class Draw(NamedTuple):
 
     Attributes:
         order: Numbers of the examples, shape ``(N,)``.
-        sizes: Their sizes, in this order, with a mean of 1.
+        sizes: Their sizes, in this order.
         priorities: Ascending, shape ``(N + 1,)``; the last one is infinite.
     """
 
@@ -60,22 +62,25 @@ def draw(values: Sequence[np.ndarray], examples: int, seed: int) -> Draw:
 
 
 def importance(values: Sequence[np.ndarray], examples: int) -> np.ndarray:
-    """How much each example matters for estimates by regression on the roots, with a mean of 1.
+    """How much each example matters for estimates by regression on the roots.
 
     One half is the same for all. One quarter is the norm of the example's values, each root in units of its
     root mean square: an example that carries the loss has to be seen. One quarter is its leverage, the diagonal of
     ``X (X' X)^-1 X'`` with the values and a constant as columns: an example that no other one is like has to be seen,
-    or the regression cannot learn of it (Cochran 1977, section 7; Ma, Mahoney, Yu 2015).
+    or the regression cannot learn of it (Cochran 1977, section 7; Ma, Mahoney, Yu 2015). The few examples that are not
+    finite at a root are in every sample.
 
     Args:
         values: Of each metric all examples' values at the roots, shape ``(roots, examples)``.
         examples: How many there are.
 
     Returns:
-        Shape ``(examples,)``.
+        Shape ``(examples,)``; the mean is 1 but for examples that are not finite.
     """
     rows = np.concatenate([np.asarray(x, np.float64) for x in values])
-    rows = rows[np.isfinite(rows).all(1)]
+    rows = rows[np.isfinite(rows).mean(1) > 1 - FEW]
+    bad = ~np.isfinite(rows).all(0)
+    rows = np.where(np.isfinite(rows), rows, 0.0)
     rows = rows / np.maximum(np.abs(rows).max(1, initial=0.0, keepdims=True), np.finfo(float).tiny)
     power = (rows**2).mean(1)
     rows = rows[power > 0] / np.sqrt(power[power > 0, None])
@@ -85,4 +90,5 @@ def importance(values: Sequence[np.ndarray], examples: int) -> np.ndarray:
     real = eigenvalues > 1e-8 * eigenvalues[-1]  # float32 values know no more
     leverage = ((vectors[:, real].T @ columns) ** 2 / eigenvalues[real, None]).sum(0)
     norm = norm / norm.mean() if len(rows) else np.ones(examples)
-    return UNIFORM + (1 - UNIFORM) * (norm + leverage / leverage.mean()) / 2
+    sizes = UNIFORM + (1 - UNIFORM) * (norm + leverage / leverage.mean()) / 2
+    return np.where(bad, CERTAIN * examples, sizes)

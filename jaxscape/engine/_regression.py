@@ -26,7 +26,7 @@ import numpy as np
 # MLP in planes of 0.1 and 0.5; with these values at 99, 99 and 97 %. With 1 for both, at 98 to 100 %, and the MLP took
 # 20 % more examples.
 UNSEEN = 0.08  # residuals as large as the neighbours' spread that are added to those seen
-LARGEST = 2.0  # so often the largest residual is counted once more
+LARGEST = 2.0  # so often the largest residual is counted once more; with 1, bars of losses with kinks held 1 % less often
 PULL = 0.1  # towards the interpolation weights, in examples
 LARGER = 10.0  # a neighbour whose values are larger than the point's by more than this is not interpolated from
 SHOWN = 0.25  # of a neighbour's variance, at least, or its values in the sample are not used
@@ -36,12 +36,15 @@ TINY = 1e-12
 class Neighbours(NamedTuple):
     """What is known at k neighbours of each of P points.
 
-    Attributes: values: Those of the first m examples of the order, shape ``(P, k, m)``; 0 where they are not known.
-    inclusion: The probability that an example's values are known at all neighbours, shape ``(P, m)``; infinite where
-    they are not known. means: Shape ``(P, k)``. covariances: Of the errors of the means, shape ``(P, k, k)``. shares:
-    What each of the n examples of the point's sample has to do with these errors, shape ``(P, k, n)``: ``sum(shares *
-    y / pi) / N^2`` is the covariance of the error with ``avg(y)``. weights: Interpolation weights, shape ``(P, k)``,
-    with a sum of 1.
+    Attributes:
+        values: Those of the first m examples of the order, shape ``(P, k, m)``; 0 where they are not known.
+        inclusion: The probability that an example's values are known at all neighbours, shape ``(P, m)``; infinite
+            where they are not known.
+        means: Shape ``(P, k)``.
+        covariances: Of the errors of the means, shape ``(P, k, k)``.
+        shares: What each of the n examples of the point's sample has to do with these errors, shape ``(P, k, n)``:
+            ``sum(shares * y / pi) / N^2`` is the covariance of the error with ``avg(y)``.
+        weights: Interpolation weights, shape ``(P, k)``, with a sum of 1.
     """
 
     values: np.ndarray

@@ -26,7 +26,7 @@ import numpy as np
 # MLP in planes of 0.1 and 0.5; with these values at 99, 99 and 97 %. With 1 for both, at 98 to 100 %, and the MLP took
 # 20 % more examples.
 UNSEEN = 0.08  # residuals as large as the neighbours' spread that are added to those seen
-LARGEST = 2.0  # so often the largest residual is counted once more; with 1, bars of losses with kinks held 1 % less often
+LARGEST = 2.0  # so often the largest residual is counted once more; with 1, losses with kinks were held 1 % less often
 PULL = 0.1  # towards the interpolation weights, in examples
 LARGER = 10.0  # a neighbour whose values are larger than the point's by more than this is not interpolated from
 SHOWN = 0.25  # of a neighbour's variance, at least, or its values in the sample are not used

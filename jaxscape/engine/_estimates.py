@@ -79,19 +79,30 @@ class Estimates:
             row[:first] = self._draw.inclusion(first, first)
         weights = weights * self._usable[near]
         total = weights.sum(1, keepdims=True)
+        pi = self._draw.inclusion(n, self._total)
         neighbours = Neighbours(
             values=beginnings(self._values, near, m),
             inclusion=inclusion,
             means=self._means[near],
+            variances=self._variances(near, pi),
             covariances=self._errors.matrix[near[:, :, None], near[:, None, :]],
             shares=beginnings(self._errors.shares, near, n),
             weights=weights / np.where(total > 0, total, 1),
         )
-        pi = self._draw.inclusion(n, self._total)
         result = fit(values, neighbours, pi[:m], self._total, *self._unseen.variances(pi))
         self.mean[rows], self.stderr[rows] = result.mean, result.stderr
         for i, row in enumerate(rows.tolist()):
             self._last[row] = Regression(near[i], result.slopes[i], result.residuals[i], n, result.stderr[i])
+
+    def _variances(self, near: np.ndarray, inclusion: np.ndarray) -> np.ndarray:
+        """Of the plain means of kept points over a sample, as far as their values are known."""
+        numbers, at = np.unique(near, return_inverse=True)
+        variances = []
+        for number in numbers:
+            values = self._values[number].astype(np.float64)
+            odds = 1 / inclusion[: len(values)] - 1
+            variances.append((values**2 * odds / self._draw.inclusion(len(values), len(values))).sum())
+        return np.array(variances)[at.reshape(near.shape)] / self._total**2
 
     def keep(self, rows: np.ndarray, values: Sequence[np.ndarray]) -> None:
         """Keep points as neighbours for others; those that are not finite are of no use, but have their numbers.

@@ -41,6 +41,8 @@ class Neighbours(NamedTuple):
         inclusion: The probability that an example's values are known at all neighbours, shape ``(P, m)``; infinite
             where they are not known.
         means: Shape ``(P, k)``.
+        variances: Of the values' plain means over a sample of n examples, each from all examples that are known at the
+            neighbour, shape ``(P, k)``.
         covariances: Of the errors of the means, shape ``(P, k, k)``.
         shares: What each of the n examples of the point's sample has to do with these errors, shape ``(P, k, n)``:
             ``sum(shares * y / pi) / N^2`` is the covariance of the error with ``avg(y)``.
@@ -50,6 +52,7 @@ class Neighbours(NamedTuple):
     values: np.ndarray
     inclusion: np.ndarray
     means: np.ndarray
+    variances: np.ndarray
     covariances: np.ndarray
     shares: np.ndarray
     weights: np.ndarray
@@ -89,7 +92,10 @@ def fit(y: np.ndarray, near: Neighbours, inclusion: np.ndarray, total: int, chan
     weights = 1 / (inclusion[:n] * total)
     noise = weights**2 * (1 - inclusion[:n])  # the variance of avg(r) is the sum of noise * r^2 over the sample
     size = _size(y, noise)[:, None]
-    used = _shown(near, inclusion, noise, total) & (LARGER * _size(near.values[..., :n], noise) >= size)
+    # A neighbour whose loss is carried by examples that are not in the sample has tiny values there: a slope on them,
+    # times its mean, gave 1e31 for a loss of 0.1.
+    shown = near.values[..., :n] ** 2 @ noise >= SHOWN * near.variances
+    used = shown & (LARGER * _size(near.values[..., :n], noise) >= size)
     x = np.concatenate([np.ones((len(y), 1, n)), near.values[..., :n] * used[..., None]], axis=1)
     means = np.concatenate([np.ones((len(y), 1)), near.means * used], axis=1)
     scale = _size(x, noise)
@@ -138,16 +144,6 @@ def _by_spread(
         added = UNSEEN * np.where(everywhere > 0, one / everywhere, 0)
         ratio = (squares.sum(1) + added) / (spread2[:, :n] @ noise + added)
         return np.where(everywhere > 0, ratio * everywhere, squares.sum(1) + change)
-
-
-def _shown(near: Neighbours, inclusion: np.ndarray, noise: np.ndarray, total: int) -> np.ndarray:
-    """Whether the sample shows enough of each neighbour's variance, which is known from its larger sample."""
-    # A neighbour whose loss is carried by examples that are not in the sample has tiny values there: a slope on them,
-    # times its mean, gave 1e31 for a loss of 0.1.
-    n, m = len(noise), near.values.shape[2]
-    squares = near.values**2
-    everywhere = np.einsum("pkm,pm->pk", squares, (1 / inclusion[:m] - 1) / near.inclusion) / total**2
-    return squares[..., :n] @ noise >= SHOWN * everywhere
 
 
 def _size(x: np.ndarray, noise: np.ndarray) -> np.ndarray:

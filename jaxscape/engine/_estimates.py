@@ -1,6 +1,7 @@
 """The estimates of one metric at all points, from coarse to fine."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -8,6 +9,15 @@ from jaxscape.engine._covariances import AT_ONCE, Covariances, Regression, begin
 from jaxscape.engine._draw import Draw
 from jaxscape.engine._regression import Neighbours, fit
 from jaxscape.engine._unseen import Unseen
+
+
+class Some(NamedTuple):
+    """Points, their neighbours with interpolation weights, and of how many examples all neighbours are known."""
+
+    rows: np.ndarray
+    near: np.ndarray
+    weights: np.ndarray
+    known: np.ndarray
 
 
 class Estimates:
@@ -54,28 +64,27 @@ class Estimates:
         values = values.astype(np.float64)
         finite = np.isfinite(values).all(1)
         if n == self._total:
-            known = np.full(len(rows), n)
             for row in rows.tolist():
                 self._last[row] = Regression(np.zeros(0, int), np.zeros(0), np.zeros(0), n, 0.0)
             self.stderr[rows] = 0.0
         else:
             known = np.array([min(len(self._values[number]) for number in each) for each in near])
-            order = np.argsort(known)
+            order = np.argsort(known)  # points of one call have samples of about one length
             size = max(1, AT_ONCE // (near.shape[1] * int(known.max())))
             for part in (order[i : i + size] for i in range(0, len(order), size)):
-                self._fit(rows[part], np.where(finite[part, None], values[part], 0.0), near[part], weights[part])
+                some = Some(rows[part], near[part], weights[part], known[part])
+                self._fit(some, np.where(finite[part, None], values[part], 0.0))
             self.stderr[rows[~finite]] = np.nan
         plain = (n == self._total) | ~finite
         with np.errstate(all="ignore"):  # a NaN or infinite loss is a result
             self.mean[rows[plain]] = values[plain].mean(1)
 
-    def _fit(self, rows: np.ndarray, values: np.ndarray, near: np.ndarray, weights: np.ndarray) -> None:
+    def _fit(self, some: Some, values: np.ndarray) -> None:
         """Regress finite values on those of the neighbours."""
-        n = values.shape[1]
-        known = [min(len(self._values[number]) for number in each) for each in near]
-        m = max(known)
+        rows, near, weights, known = some
+        n, m = values.shape[1], int(known.max())
         inclusion = np.full((len(rows), m), np.inf)
-        for row, first in zip(inclusion, known, strict=True):
+        for row, first in zip(inclusion, known.tolist(), strict=True):
             row[:first] = self._draw.inclusion(first, first)
         weights = weights * self._usable[near]
         total = weights.sum(1, keepdims=True)

@@ -12,8 +12,8 @@ from jaxscape.engine._source import Source
 
 NEIGHBOURS = 8
 FIRST_EXAMPLES = 64  # of the first round
-STEP = 1.3
-MARGIN = 1.05
+STEP = 1.3  # from one number of batches to the next: few numbers make full calls, many spare examples
+MARGIN = 1.05  # more examples than the standard error asks for, since it is an estimate itself
 GROWTH = 4  # a round takes a point to at most so many times the examples it had
 SHARE = 0.85  # of the tolerance, for points on which others will be regressed
 KEPT = 1024  # such points at most: their losses and the covariances of their errors are in memory
@@ -151,7 +151,7 @@ class Sampling:
 
 
 def examples_for(counts: np.ndarray, excess: np.ndarray, total: int) -> np.ndarray:
-    """How many examples bring a standard error down to the tolerance, with a margin of 10 %.
+    """How many examples bring a standard error down to the tolerance, and MARGIN more.
 
     Args:
         counts: How many there are now.

@@ -15,7 +15,7 @@ def run(measure: Callable[[str, int, float], dict[str, Any]], cases: Sequence[st
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(cases)}")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4, help="of each program in each turn")
-    parser.add_argument("--devices", type=int, default=os.cpu_count())
+    parser.add_argument("--devices", type=int, default=1)
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", args.devices)
     torch.set_num_threads(os.cpu_count() or 1)

@@ -25,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
 
     def command() -> int:
-        use_all_cores()
         if getattr(args, "distributed", False):
+            use_all_cores()
             jax.distributed.initialize()
         args.command(args)
         return 0

@@ -22,7 +22,18 @@ from jaxscape import trees
 from jaxscape.convolution import compiler_options, fast_convolutions
 from jaxscape.curvature._forms import Form, Source
 from jaxscape.linalg import Matvec
-from jaxscape.objective import DATA_AXIS, Objective, Term, is_inside_transform, is_traced, place, rows_of, stack_batches
+from jaxscape.objective import (
+    DATA_AXIS,
+    Objective,
+    Term,
+    is_inside_transform,
+    is_traced,
+    num_lanes,
+    place,
+    rows_of,
+    stack_batches,
+    start,
+)
 from jaxscape.subspace import Subspace
 from jaxscape.types import Data, Params
 
@@ -41,9 +52,9 @@ Total = list[Array]
 class Programs(NamedTuple):
     """The compiled parts of a product."""
 
-    prepare: Callable[[Params, Any, Stack], Any]
-    apply: Callable[[Any, Array, Total], Total]
-    direct: Callable[[Params, Any, Stack, Array, Total], Total]
+    prepare: jax.stages.Wrapped  # (params, constants, stack) -> linear function
+    apply: jax.stages.Wrapped  # (linear function, vector, total) -> total
+    direct: jax.stages.Wrapped  # (params, constants, stack, vector, total) -> total
     inside: Callable[[Params, Any, Stack, Array, Total], Total]  # direct, as part of a larger computation
 
 
@@ -146,7 +157,7 @@ class Product:
         self.objective, self.subspace, self._mesh, self._linearize = objective, subspace, mesh, linearize
         self._parts: list[_Part] = []
         for source in sources:
-            size = min(batch_size or choose_batch_size(source, subspace), source.term.examples)
+            size = min(batch_size or choose_batch_size(source, subspace, num_lanes(mesh)), source.term.examples)
             with jax.ensure_compile_time_eval():  # within a transform too, data is data
                 stacks = _stacks(source.term, size, mesh.size, subspace.dtype)
             for stack in stacks:
@@ -169,29 +180,31 @@ class Product:
         Returns:
             ``v -> H v``, on the first device of the mesh.
         """
-        if inside := is_inside_transform(params):
-            prepared = None
-        else:
+        inside = is_inside_transform(params)
+        if not inside:
             params = self._everywhere(params)
-            prepared = self._prepared(params) if self._keeps(params) else None
+            steps = self._prepared(params) if self._keeps(params) else self._direct(params)
         for term in self.objective.terms:
             term.check.verdict()  # after the call that compiles, since the check compiles beside it
         if inside:
             return functools.partial(self._inside, params)
+        compiled: list[Callable[[Array, Total], Total]] = []
+
+        def add(lane: slice, vector: Array, total: Total) -> Total:
+            for step in compiled[lane]:
+                total = step(vector, total)
+            return total
 
         def product(vector: Array) -> Array:
             if is_traced(vector):
                 return self._inside(params, vector)
             vector = self._everywhere(vector)
             zeros, joined = _ends(self.subspace, self._mesh)
-            total = zeros()
-            for i, (form, constants, stack) in enumerate(self._placed):
-                run = self._run(form)
-                if prepared is None:
-                    total = run.direct(params, constants, stack, vector, total)
-                else:
-                    total = run.apply(prepared[i], vector, total)
-            return joined(total).addressable_data(0)
+            lanes = [(lane, zeros()) for lane in self._lanes]
+            if not compiled:
+                compiled.extend(self._compiled(step, vector, lanes[0][1]) for step in steps)
+            totals = start([functools.partial(add, lane, vector, total) for lane, total in lanes])()
+            return joined(*totals).addressable_data(0)
 
         return product
 
@@ -202,11 +215,42 @@ class Product:
             total = self._run(form).inside(params, constants, stack, vector, total)
         return _joined(self.subspace, total)
 
-    def _prepared(self, params: Params) -> list[Any]:
+    def _prepared(self, params: Params) -> list[functools.partial[Total]]:
+        """What each part adds to a total, ``(vector, total) -> total``; its linear function is kept."""
         form, *operands = self._placed[0]
         for term in self.objective.terms:
             term.check.begin_beside(self._run(form).prepare, params, *operands)
-        return [self._run(form).prepare(params, constants, stack) for form, constants, stack in self._placed]
+        prepare = [
+            self._compiled(functools.partial(self._run(form).prepare, params, constants, stack))
+            for form, constants, stack in self._placed
+        ]
+        linear = start([functools.partial(_call_each, prepare[lane]) for lane in self._lanes])()
+        steps: list[Any] = [None] * len(prepare)
+        for lane, functions in zip(self._lanes, linear, strict=True):
+            steps[lane] = functions
+        return [
+            functools.partial(self._run(part.form).apply, step) for part, step in zip(self._placed, steps, strict=True)
+        ]
+
+    def _direct(self, params: Params) -> list[functools.partial[Total]]:
+        """The same, with nothing kept."""
+        return [
+            functools.partial(self._run(form).direct, params, constants, stack)
+            for form, constants, stack in self._placed
+        ]
+
+    @functools.cached_property
+    def _lanes(self) -> list[slice]:
+        """The parts that each thread adds up."""
+        count = min(num_lanes(self._mesh), len(self._placed))
+        return [slice(lane, None, count) for lane in range(count)]
+
+    def _compiled(self, call: functools.partial[Any], *args: Any) -> Callable[..., Any]:
+        """A call of a jitted function with more arguments to come, compiled where it is for several threads."""
+        if len(self._lanes) == 1:
+            return call
+        function: Any = call.func
+        return functools.partial(function.lower(*call.args, *args).compile(), *call.args)
 
     def _run(self, form: Form) -> Programs:
         return _programs(form, self.subspace, self._mesh)
@@ -258,13 +302,17 @@ def _zeros(subspace: Subspace, mesh: Mesh) -> Total:
     return [jnp.zeros((mesh.size, *shape), subspace.dtype) for shape, free in shapes if free]
 
 
-def _joined(subspace: Subspace, total: Total) -> Array:
-    """The sum over devices, as a flat vector."""
-    return subspace.flatten([x.sum(0) for x in total])
+def _call_each(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    return [call() for call in calls]
+
+
+def _joined(subspace: Subspace, *totals: Total) -> Array:
+    """The sum of totals and over devices, as a flat vector."""
+    return subspace.flatten([sum(x.sum(0) for x in leaf) for leaf in zip(*totals, strict=True)])
 
 
 @functools.lru_cache(maxsize=32)
-def _ends(subspace: Subspace, mesh: Mesh) -> tuple[Callable[[], Total], Callable[[Total], Array]]:
+def _ends(subspace: Subspace, mesh: Mesh) -> tuple[Callable[[], Total], Callable[..., Array]]:
     """The compiled first and last step of a product."""
     by_examples, everywhere = NamedSharding(mesh, _BY_EXAMPLES), NamedSharding(mesh, _EVERYWHERE)
     return (
@@ -321,15 +369,16 @@ def _free_bytes(mesh: Mesh) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf(pages) * len(stats) // jax.local_device_count()
 
 
-def choose_batch_size(source: Source, subspace: Subspace) -> int:
+def choose_batch_size(source: Source, subspace: Subspace, lanes: int = 1) -> int:
     """Examples of each device at a time: as many as a CPU's cache holds the linear function of, or 512 elsewhere.
 
     Args:
         source: A term of the objective.
         subspace: The leaves that the product is taken in.
+        lanes: Threads that share the examples of a device.
 
     Returns:
-        A power of two.
+        A power of two; or 8 at least, where the threads would find no batch for each.
     """
     if jax.default_backend() != "cpu":
         return 512
@@ -342,4 +391,5 @@ def choose_batch_size(source: Source, subspace: Subspace) -> int:
     )
     params = trees.size(subspace.params_like) * subspace.dtype.itemsize
     each = max(_bytes(prepared) - params, term.canonical) / term.canonical
-    return int(2 ** np.clip(np.round(np.log2(_CACHED / each)), 3, 9))
+    cached = int(2 ** np.clip(np.round(np.log2(_CACHED / each)), 3, 9))
+    return min(cached, max(8, -(-term.examples // lanes)))

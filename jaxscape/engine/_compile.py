@@ -4,7 +4,6 @@ Forward passes do not suffer from such loops on any backend.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,7 +22,7 @@ WIDTHS = (1, 2, 4, 8, 16, 32, 64)  # points side by side: divisors of CAPACITY
 
 
 @functools.lru_cache(maxsize=64)  # compiled programs that are kept, for calls that compute the same
-def compiled(loss: Computation, mesh: Mesh, width: int, keep: bool) -> Callable[..., dict[str, Array]]:
+def compiled(loss: Computation, mesh: Mesh, width: int, keep: bool) -> jax.stages.Wrapped:
     """Compile the program: (params, basis, constants, batches, sizes, coords, count, window) -> metrics of batches.
 
     Args:

@@ -13,7 +13,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxscape.engine._compile import CAPACITY, compiled
-from jaxscape.objective import DATA_AXIS, Term, default_mesh, even_size, fetch, place, stack_batches
+from jaxscape.objective import (
+    DATA_AXIS,
+    Term,
+    default_mesh,
+    even_size,
+    fetch,
+    num_lanes,
+    place,
+    stack_batches,
+    start,
+)
 from jaxscape.types import Params
 
 Pending = Callable[[], dict[str, np.ndarray]]
@@ -58,7 +68,8 @@ class Program:
         self.mesh = mesh or default_mesh()
         self._points_axes = tuple(name for name in self.mesh.axis_names if name != DATA_AXIS)
         self._devices = self.mesh.size // self.mesh.shape.get(DATA_AXIS, 1)
-        self.capacity = CAPACITY * self._devices
+        self._lanes = num_lanes(self.mesh)
+        self.capacity = CAPACITY * self._devices * self._lanes
         self._loss, constants = term.traced(even_size(term.examples, load.batch_size))
         batches, self.sizes = stack_batches(term.data, load.batch_size, self.mesh.shape.get(DATA_AXIS, 1))
         whole, shared = PartitionSpec(), PartitionSpec(DATA_AXIS if DATA_AXIS in self.mesh.shape else None)
@@ -125,19 +136,40 @@ class Program:
         return place(tree, NamedSharding(self.mesh, spec))
 
     def _send(self, coords: np.ndarray, window: tuple[int, int], *, keep: bool) -> Pending:
-        """One call of the compiled program on at most ``capacity`` points, dealt out evenly."""
-        shares = [len(share) for share in np.array_split(np.arange(len(coords)), self._devices)]
-        slots = np.concatenate([d * CAPACITY + np.arange(share) for d, share in enumerate(shares)])
-        padded = np.zeros((self.capacity, coords.shape[1]))
-        padded[slots] = coords
-        shared = PartitionSpec(self._points_axes or None)
-        points = self._place((padded, np.array(shares, np.int32)), shared)
-        limits = self._place(np.array(window, np.int32), PartitionSpec())
-        program, operands = self._run(keep), (*self._operands, *points, limits)
-        self.term.check.begin_beside(program, *operands)
-        out = program(*operands)
+        """Calls of the compiled program on at most ``capacity`` points, dealt out evenly."""
+        program, limits = self._run(keep), self._place(np.array(window, np.int32), PartitionSpec())
+        parts = np.array_split(coords, min(self._lanes, len(coords)))
+        calls, slots = [], []
+        for part in parts:
+            slots.append(self._slots(len(part)))
+            operands = (*self._operands, *self._points(part), limits)
+            self.term.check.begin_beside(program, *operands)
+            # JAX remembers what it has compiled. In a thread ``program`` itself might be traced anew, without what the
+            # caller's context has set.
+            calls.append(functools.partial(program.lower(*operands).compile(), *operands))
+        outs = start(calls)
         self.term.check.verdict()
-        return lambda: {name: values[slots] for name, values in fetch(out).items()}
+
+        def wait() -> dict[str, np.ndarray]:
+            parts = [fetch(out) for out in outs()]
+            return {
+                name: np.concatenate([part[name][rows] for part, rows in zip(parts, slots, strict=True)])
+                for name in parts[0]
+            }
+
+        return wait
+
+    def _slots(self, points: int) -> np.ndarray:
+        """Where the points of a call stand among the rows of all devices."""
+        shares = np.array_split(np.arange(points), self._devices)
+        return np.concatenate([d * CAPACITY + np.arange(len(share)) for d, share in enumerate(shares)])
+
+    def _points(self, coords: np.ndarray) -> tuple[Any, Any]:
+        """The points of a call in place, and how many of them each device has."""
+        padded = np.zeros((CAPACITY * self._devices, coords.shape[1]))
+        padded[self._slots(len(coords))] = coords
+        counts = np.array([len(share) for share in np.array_split(coords, self._devices)], np.int32)
+        return self._place((padded, counts), PartitionSpec(self._points_axes or None))
 
 
 def ahead(calls: Iterator[tuple[Any, Pending]]) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:

@@ -8,6 +8,7 @@ from jaxscape.objective._batches import (
     rows_of,
     stack_batches,
 )
+from jaxscape.objective._cores import cores, num_lanes, start
 from jaxscape.objective._devices import DATA_AXIS, agree, default_mesh, fetch, place, use_all_cores
 from jaxscape.objective._objective import WEIGHT, Objective, Term
 from jaxscape.objective._terms import split_terms
@@ -34,17 +35,20 @@ __all__ = [
     "agree",
     "as_batch_size",
     "cached_examples",
+    "cores",
     "default_mesh",
     "even_size",
     "fetch",
     "is_inside_transform",
     "is_traced",
     "num_examples",
+    "num_lanes",
     "place",
     "refuse_inside_transform",
     "rows_of",
     "split_terms",
     "stack_batches",
+    "start",
     "trace",
     "use_all_cores",
 ]

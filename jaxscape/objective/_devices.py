@@ -11,6 +11,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
+from jaxscape.objective._cores import cores
+
 DATA_AXIS = "data"
 """The mesh axis along which devices share the examples."""
 
@@ -20,10 +22,9 @@ _PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds"
 
 
 def use_all_cores() -> None:
-    """Make each core of a CPU a device, so that all of them share the work; leave any setting of the user alone.
+    """Make each core of a CPU a device, for training and for several processes; leave any setting of the user alone.
 
-    XLA runs a network on one device with little more than one core: ResNet-56 on 32x32 pixels, two cores, 491 images/s
-    on one device and 1051 on two.
+    One process that measures needs no such devices: see `num_lanes`.
 
     Devices wait for each other where they add up. XLA ends the process after 40 seconds of waiting, which a busy
     machine exceeds; here it is an hour, unless ``XLA_FLAGS`` has the time.
@@ -35,7 +36,7 @@ def use_all_cores() -> None:
     if flagged or jax.config.jax_num_cpu_devices != -1:  # type: ignore[attr-defined]
         return
     with contextlib.suppress(RuntimeError):  # JAX has started already, with devices of its own
-        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+        jax.config.update("jax_num_cpu_devices", cores())
 
 
 def default_mesh() -> Mesh:

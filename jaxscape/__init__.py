@@ -3,30 +3,29 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxscape.convolution import fast_convolutions
-from jaxscape.curvature import (
-    extreme_eigenvalues,
-    ggn_product,
-    hessian_trace,
-    hvp,
-    spectral_density,
-    top_eigenpairs,
-)
-from jaxscape.directions import Directions, direction_between, random_directions
-from jaxscape.grid import Grid
-from jaxscape.interpolation import Curve, connect, interpolate, loss_barrier
-from jaxscape.linalg import Operator, lanczos
-from jaxscape.maps import eigenvalue_map, plane_hessian
-from jaxscape.normalizations import normalizations
-from jaxscape.sharpness import plane_measures, sharpness
-from jaxscape.surface import surface
-from jaxscape.sweep import load
-from jaxscape.trajectory import pca_directions, project, trajectory
-
 if TYPE_CHECKING:
     from jaxscape import datasets, plot, runs
     from jaxscape.alignment import Spec, align, permutation_spec
+    from jaxscape.comparison import normalizations
+    from jaxscape.convolution import fast_convolutions
+    from jaxscape.curvature import (
+        extreme_eigenvalues,
+        ggn_product,
+        hessian_trace,
+        hvp,
+        spectral_density,
+        top_eigenpairs,
+    )
+    from jaxscape.directions import Directions, direction_between, random_directions
+    from jaxscape.flatness import plane_measures, sharpness
+    from jaxscape.grid import Grid
+    from jaxscape.interpolation import Curve, connect, interpolate, loss_barrier
+    from jaxscape.linalg import Operator, lanczos
+    from jaxscape.maps import eigenvalue_map, plane_hessian
     from jaxscape.runs import load_run
+    from jaxscape.surfaces import surface
+    from jaxscape.sweep import load
+    from jaxscape.trajectories import pca_directions, project, trajectory
     from jaxscape.weights import weight_histogram, weight_norms
 
 __all__ = [
@@ -69,17 +68,36 @@ __all__ = [
 ]
 
 
-_LAZY = {
-    **dict.fromkeys(("Spec", "align", "permutation_spec"), "alignment"),
-    **dict.fromkeys(("weight_histogram", "weight_norms"), "weights"),
-    "load_run": "runs",
+_NAMES = {
+    "alignment": ("Spec", "align", "permutation_spec"),
+    "comparison": ("normalizations",),
+    "convolution": ("fast_convolutions",),
+    "curvature": ("extreme_eigenvalues", "ggn_product", "hessian_trace", "hvp", "spectral_density", "top_eigenpairs"),
+    "directions": ("Directions", "direction_between", "random_directions"),
+    "flatness": ("plane_measures", "sharpness"),
+    "grid": ("Grid",),
+    "interpolation": ("Curve", "connect", "interpolate", "loss_barrier"),
+    "linalg": ("Operator", "lanczos"),
+    "maps": ("eigenvalue_map", "plane_hessian"),
+    "runs": ("load_run",),
+    "surfaces": ("surface",),
+    "sweep": ("load",),
+    "trajectories": ("pca_directions", "project", "trajectory"),
+    "weights": ("weight_histogram", "weight_norms"),
 }
+_MODULE = {name: module for module, names in _NAMES.items() for name in names}
+_PUBLIC_MODULES = ("datasets", "plot", "runs")
 
 
 def __getattr__(name: str) -> Any:
-    """Import the top floor when it is first asked for: it needs optional or slow dependencies."""
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"jaxscape.{_LAZY[name]}"), name)
-    if name in ("plot", "datasets", "runs"):
+    """Import what a name stands for when it is first used: all at once takes 1 s, for pandas, xarray, zarr..."""
+    # No module of the package has the name of a public function: an import of the module would replace the function.
+    if name in _MODULE:
+        return getattr(importlib.import_module(f"jaxscape.{_MODULE[name]}"), name)
+    if name in _PUBLIC_MODULES:
         return importlib.import_module(f"jaxscape.{name}")
     raise AttributeError(f"module 'jaxscape' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,7 +2,10 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
+import types
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ import jaxscape as js
 ROOT = Path(js.__file__).parents[1]
 FLOORS = (
     ("types", "files", "interrupts", "peers"),
-    ("trees", "grid", "meshes"),
+    ("trees", "grid", "meshes", "levels"),
     ("checks", "convolution"),
     ("arguments",),
     ("normalize",),
@@ -20,8 +23,8 @@ FLOORS = (
     ("objective",),
     ("engine", "linalg"),
     ("curvature", "sweep"),
-    ("surface", "interpolation", "maps", "sharpness"),
-    ("trajectory", "normalizations"),
+    ("surfaces", "interpolation", "maps", "flatness"),
+    ("trajectories", "comparison"),
     ("plot", "cifar", "torch_weights", "checkpoints"),
     ("datasets",),
     ("runs",),
@@ -74,6 +77,30 @@ def test_modules_with_shapes_are_checked_at_run_time():
     for path in MODULES:
         if re.search(r"\b(Array|ArrayLike|Any|ndarray), \"", path.read_text()) and room(path) != "types":
             assert room(path) in checked, f"{room(path)} has shapes in annotations: add it to addopts in pyproject.toml"
+
+
+def test_every_public_name_is_found_where_the_package_looks_for_it():
+    for name in js.__all__:
+        value = getattr(js, name)
+        assert value is getattr(js, name)
+        assert (name in js._PUBLIC_MODULES) == isinstance(value, types.ModuleType)
+    assert set(js._MODULE) | set(js._PUBLIC_MODULES) == set(js.__all__) <= set(dir(js))
+    with pytest.raises(AttributeError, match="no attribute 'surfces'"):
+        js.surfces  # noqa: B018
+
+
+def test_no_module_has_the_name_of_a_public_function():
+    modules = {p.stem for p in (ROOT / "jaxscape").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert modules & set(js.__all__) <= set(js._PUBLIC_MODULES)
+
+
+def test_the_import_leaves_slow_libraries_for_their_first_use():
+    code = (
+        "import sys, jax; before = set(sys.modules); import jaxscape as js; js.Grid.plane(); "
+        "print(*{m.partition('.')[0] for m in set(sys.modules) - before})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert not set(done.stdout.split()) & {"xarray", "zarr", "pandas", "matplotlib", "tqdm"}
 
 
 def test_models_know_nothing_of_jaxscape():

@@ -242,7 +242,7 @@ def test_what_cannot_be_read_again(run, error, match):
 
 
 def test_lazy_sequences_are_sequences():
-    from jaxscape.trajectory._checkpoints import as_path
+    from jaxscape.trajectories._checkpoints import as_path
 
     for path in (as_path({"w": W, "b": B}), as_path(lambda: iter(PATH))):
         assert len(path) == STEPS

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 
 import jaxscape as js
-from jaxscape.sharpness._measures import MEASURES
+from jaxscape.flatness._measures import MEASURES
 from tests.problems import slow_but
 
 RNG = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from sklearn.decomposition import PCA
 
 import jaxscape as js
-from jaxscape.trajectory import _rows
+from jaxscape.trajectories import _rows
 from tests.problems import classification_data, loop_reference, mlp_loss, mlp_params
 
 DATA = classification_data()

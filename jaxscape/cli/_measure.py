@@ -26,6 +26,7 @@ def surface(args: argparse.Namespace) -> None:
         directions=directions_of(args, run.params, 2),
         grid=_plane(args),
         store=partial(out),
+        refine=args.refine,
         **evaluating(args),
     )
     if jax.process_index():
@@ -212,7 +213,8 @@ def name_of(run: Any) -> str:
 def _summary(result: xr.Dataset) -> str:
     """One line with the number of points, the time and the loss at the center."""
     points, seconds = result.loss.size, result.attrs["seconds"]
+    shown = f"{result.attrs['evaluated_points']} of {points}" if "refine" in result.attrs else points
     return (
-        f"{points} points in {seconds:.1f} s ({points / max(seconds, 1e-3):.3g} points/s), "
+        f"{shown} points in {seconds:.1f} s ({points / max(seconds, 1e-3):.3g} points/s), "
         f"center loss {result.attrs['center_loss']:.4g}, {result.attrs['nonfinite_points']} points not finite"
     )

@@ -19,6 +19,14 @@ def _points(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def _refine(text: str) -> Any:
+    """Parse what an adaptive grid must show right: ``contours``, or a number."""
+    try:
+        return text if text == "contours" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no goal; expected contours, or a number, e.g. 0.01") from None
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; ``args.command(args)`` runs the chosen command."""
     parser = argparse.ArgumentParser(prog="jaxscape", description="Measure and draw the loss landscape of a run.")
@@ -27,6 +35,12 @@ def make_parser() -> argparse.ArgumentParser:
     surface = commands.add_parser("surface", help="the loss over a plane of two random directions")
     _add_measuring(surface, _measure.surface)
     surface.add_argument("--points", type=_points, default=[51], metavar="N[xM]", help="points per axis (default: 51)")
+    surface.add_argument(
+        "--refine",
+        type=_refine,
+        metavar="X",
+        help="fewer points: 'contours', or a relative error (default: all points)",
+    )
     surface.add_argument("--split", choices=("train", "test"), default="train", help="the data (default: train)")
     surface.add_argument("--out", metavar="FILE.zarr", help="the result (default: RUN/surface.zarr)")
 

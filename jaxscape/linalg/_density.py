@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+import scipy
 import xarray as xr
 from jaxtyping import PRNGKeyArray
-from scipy.special import ndtr
 
 from jaxscape.checks import as_key
 from jaxscape.linalg._krylov import quadrature
@@ -42,7 +42,7 @@ def spectral_density(
     # by all eigenvalues, or counted in full by one that is near.
     half = (eigenvalues[1] - eigenvalues[0]) / 2
     edges = np.append(eigenvalues - half, eigenvalues[-1] + half)
-    below = (weights[..., None] * ndtr((edges - nodes[..., None]) / sigma)).sum(1)
+    below = (weights[..., None] * scipy.special.ndtr((edges - nodes[..., None]) / sigma)).sum(1)
     density = np.diff(below, axis=1) / (2 * half)
     means = (weights * nodes).sum(1)
     return xr.Dataset(

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jaxtyping import Array, Float, PRNGKeyArray
-from scipy.special import stdtrit
 
 from jaxscape.checks import as_key
 from jaxscape.linalg._progress import counted, product_bar
@@ -71,7 +71,7 @@ def standard_error(values: np.ndarray) -> np.ndarray:
         Shape ``(...)``.
     """
     n = len(values)
-    widening = stdtrit(n - 1, 0.5 + 0.9545 / 2) / 2
+    widening = scipy.special.stdtrit(n - 1, 0.5 + 0.9545 / 2) / 2
     return widening * np.std(values, axis=0, ddof=1) / np.sqrt(n)
 
 

@@ -9,6 +9,7 @@ number is written on the axes. The number of points above ``loss_max`` is writte
 
 from jaxscape.plot._curvature import eigenvalue_map, spectrum
 from jaxscape.plot._curves import band, interpolation, line, training_curves
+from jaxscape.plot._live import live
 from jaxscape.plot._normalizations import normalizations
 from jaxscape.plot._scale import levels
 from jaxscape.plot._style import check_format, save
@@ -27,6 +28,7 @@ __all__ = [
     "interpolation",
     "levels",
     "line",
+    "live",
     "normalizations",
     "save",
     "spectrum",

@@ -10,7 +10,8 @@ from matplotlib.lines import Line2D
 
 from jaxscape.arguments import checked
 from jaxscape.interpolation import place_of
-from jaxscape.plot._field import FRACTIONS, axis_label, metric_label, missing_points, pick
+from jaxscape.levels import FRACTIONS
+from jaxscape.plot._field import axis_label, metric_label, missing_points, pick
 from jaxscape.plot._scale import choose
 from jaxscape.plot._several import Results, named
 from jaxscape.plot._style import add_note, count_note, join_notes, new_axes, style

@@ -155,6 +155,17 @@ def _hatch(ax: Axes, surface: Field) -> None:
             ax.pcolor(edges(surface.x), edges(surface.y), cells, zorder=0, **look)
 
 
+def hatch_interpolated(ax: Axes, surface: Field) -> str:
+    """Hatch the cells of interpolated points, above everything else; return a note that counts them."""
+    if surface.interpolated.any():
+        cells = np.ma.masked_where(~surface.interpolated, np.zeros(surface.z.shape))
+        look: dict[str, Any] = {"hatch": "////", "facecolor": "none", "edgecolor": "0.45", "linewidth": 0, "zorder": 3}
+        limits = ax.get_xlim(), ax.get_ylim()
+        ax.pcolor(edges(surface.x), edges(surface.y), cells, cmap=ListedColormap([(0, 0, 0, 0)])).set(**look)
+        ax.set(xlim=limits[0], ylim=limits[1])
+    return count_note(surface.interpolated, "interpolated (hatched)")
+
+
 def edges(points: np.ndarray) -> np.ndarray:
     """The bounds of the cells around the points: the midpoints between neighbours."""
     middle = (points[1:] + points[:-1]) / 2

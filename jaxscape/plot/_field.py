@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-# Metrics that loss_fn returns as fractions of the examples; they are shown in percent, on a linear scale.
-FRACTIONS = ("accuracy", "error")
+from jaxscape.levels import FRACTIONS
+
 # Variables of an eigenvalue map, which may not have converged; the signed ratio is negative where the Hessian is
 # indefinite.
 SIGNED = "signed_ratio"
@@ -33,6 +33,7 @@ class Field(NamedTuple):
         metric: The name of the variable that the values belong to.
         unconverged: A mask like z, true where the values are eigenvalues that did not reach the tolerance.
         missing: A mask like z, true where the result, read from an incomplete store, has no value yet.
+        interpolated: A mask like z, true where an adaptive grid has no evaluated point.
     """
 
     x: np.ndarray
@@ -43,6 +44,7 @@ class Field(NamedTuple):
     metric: str
     unconverged: np.ndarray
     missing: np.ndarray
+    interpolated: np.ndarray
 
     @property
     def bad(self) -> np.ndarray:
@@ -90,7 +92,11 @@ def field(result: xr.Dataset, metric: str) -> Field:
         unconverged = np.isfinite(z) & (pick(result, "converged").values.T == 0)
     title = str(result.attrs.get("title", ""))
     missing = missing_points(result, array).T
-    return Field(array[dim_x].values, array[dim_y].values, z, labels, title, metric, unconverged, missing)
+    interpolated = np.zeros(z.shape, bool)
+    if "evaluated" in result and set(result.evaluated.dims) == set(array.dims):
+        interpolated = (pick(result, "evaluated").values.T == 0) & ~missing
+    x, y = (array[dim].values for dim in array.dims)
+    return Field(x, y, z, labels, title, metric, unconverged, missing, interpolated)
 
 
 def missing_points(result: xr.Dataset, array: xr.DataArray) -> np.ndarray:

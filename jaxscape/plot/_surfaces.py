@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from jaxscape.arguments import checked
-from jaxscape.plot._draw import KINDS, colour_bar, draw, edges, thin_labels
+from jaxscape.plot._draw import KINDS, colour_bar, draw, edges, hatch_interpolated, thin_labels
 from jaxscape.plot._field import field
 from jaxscape.plot._scale import choose
 from jaxscape.plot._several import Results, named
-from jaxscape.plot._style import add_note, new_axes, style
+from jaxscape.plot._style import add_note, join_notes, new_axes, style
 
 Kind = Literal["contour", "contourf", "heatmap", "surface3d"]
 
@@ -28,6 +28,7 @@ def contour(
     levels: ArrayLike | None = None,
     log: bool | None = None,
     loss_max: float | None = None,
+    hatch: bool = False,
 ) -> Axes:
     """Labelled contour lines (paper figures 5 and 6).
 
@@ -41,6 +42,7 @@ def contour(
             50.
         loss_max: The last level, if ``levels`` is None; larger values are counted, not drawn. None: all values are
             drawn.
+        hatch: Whether to hatch, and to count, the points of ``surface(..., refine=...)`` that are interpolated.
 
     Returns:
         The axes.
@@ -49,7 +51,7 @@ def contour(
         ValueError: The result is not 2-D or does not have the metric, the levels do not ascend, or an option does not
             fit the values.
     """
-    return _draw_surface("contour", result, ax, metric, levels, log, loss_max)
+    return _draw_surface("contour", result, ax, metric, levels, log, loss_max, hatch)
 
 
 @checked
@@ -61,6 +63,7 @@ def contourf(
     levels: ArrayLike | None = None,
     log: bool | None = None,
     loss_max: float | None = None,
+    hatch: bool = False,
 ) -> Axes:
     """Filled contours.
 
@@ -74,6 +77,7 @@ def contourf(
             50.
         loss_max: The last level, if ``levels`` is None; larger values have the colour of the end of the colour bar,
             and are counted. None: the levels span all values.
+        hatch: Whether to hatch, and to count, the points of ``surface(..., refine=...)`` that are interpolated.
 
     Returns:
         The axes.
@@ -82,7 +86,7 @@ def contourf(
         ValueError: The result is not 2-D or does not have the metric, the levels do not ascend, or an option does not
             fit the values.
     """
-    return _draw_surface("contourf", result, ax, metric, levels, log, loss_max)
+    return _draw_surface("contourf", result, ax, metric, levels, log, loss_max, hatch)
 
 
 @checked
@@ -94,6 +98,7 @@ def heatmap(
     levels: ArrayLike | None = None,
     log: bool | None = None,
     loss_max: float | None = None,
+    hatch: bool = False,
 ) -> Axes:
     """One coloured cell for each point, without interpolation.
 
@@ -107,6 +112,7 @@ def heatmap(
             50.
         loss_max: The last level, if ``levels`` is None; larger values have the colour of the end of the colour bar,
             and are counted. None: the levels span all values.
+        hatch: Whether to hatch, and to count, the points of ``surface(..., refine=...)`` that are interpolated.
 
     Returns:
         The axes.
@@ -115,7 +121,7 @@ def heatmap(
         ValueError: The result is not 2-D or does not have the metric, the levels do not ascend, or an option does not
             fit the values.
     """
-    return _draw_surface("heatmap", result, ax, metric, levels, log, loss_max)
+    return _draw_surface("heatmap", result, ax, metric, levels, log, loss_max, hatch)
 
 
 @checked
@@ -230,12 +236,13 @@ def _draw_surface(
     levels: ArrayLike | None,
     log: bool | None,
     loss_max: float | None,
+    hatch: bool = False,
 ) -> Axes:
     surface = field(result, metric)
     scale = choose([surface.z], metric, levels, log, loss_max)
     with style():
         ax = new_axes(_projection(kind)) if ax is None else ax
-        add_note(ax, draw(kind, ax, surface, scale))
+        add_note(ax, join_notes(draw(kind, ax, surface, scale), hatch_interpolated(ax, surface) if hatch else ""))
         colour_bar([ax], surface, scale)
         thin_labels([ax])
     return ax

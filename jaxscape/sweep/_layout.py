@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from jaxscape.grid import Grid
+from jaxscape.sweep._arrays import create_array, fill, open_array, whole_array
 from jaxscape.sweep._manifest import OWN, Manifest, make_own_group
 
-CODECS = (ZstdCodec(), Crc32cCodec())  # the checksum is of what stands in the file
 DONE = "done"
 """The array that says which points are there."""
 
@@ -83,7 +81,7 @@ class Layout:
 
     def empty(self) -> Contents:
         """No row at all: NaN, or 0 where there is no NaN."""
-        columns = {name: np.full((self.rows, *more), _fill(kind)) for name, (kind, more) in self.kinds.items()}
+        columns = {name: np.full((self.rows, *more), fill(kind)) for name, (kind, more) in self.kinds.items()}
         return Contents(columns, {name: np.zeros(self.rows, bool) for name in columns if name != DONE}, [])
 
     def create(self, folder: Path, long_names: Mapping[str, str]) -> None:
@@ -95,7 +93,7 @@ class Layout:
         """
         names, shape = self.grid.names, self.grid.shape
         for name, axis in zip(names, self.grid.axes, strict=True):
-            _create(folder / name, (name,), axis.shape, axis.shape, axis.dtype, {})[:] = axis
+            create_array(folder / name, (name,), axis.shape, axis.shape, axis.dtype, {})[:] = axis
         make_own_group(folder)
         for name, (kind, more) in self.kinds.items():
             attrs: dict[str, Any] = {"long_name": long_names[name]} if name in long_names else {}
@@ -103,9 +101,9 @@ class Layout:
                 attrs["_FillValue"] = 0  # then xarray gives NaN where a point is missing
             dims = (*names, "row", "column")[: len(names) + len(more)]
             chunks = (*self.chunk_shape, *more)
-            _create(folder / name, dims, (*shape, *more), chunks, kind, attrs)
+            create_array(folder / name, dims, (*shape, *more), chunks, kind, attrs)
             if self.rows > np.prod(shape):  # what was computed at params, which the grid lacks
-                _create(folder / OWN / name, None, (1, *more), (1, *more), kind, attrs)
+                create_array(folder / OWN / name, None, (1, *more), (1, *more), kind, attrs)
 
     def mend_axes(self, folder: Path) -> list[str]:
         """Write coordinates anew that are damaged or missing.
@@ -119,7 +117,7 @@ class Layout:
         damaged = self.damaged_axes(folder)
         for name, axis in zip(self.grid.names, self.grid.axes, strict=True):
             if f"{name}/c/0" in damaged:
-                zarr.open_array(folder / name, mode="r+", zarr_format=3)[:] = axis
+                open_array(folder / name, write=True)[:] = axis
         return damaged
 
     def damaged_axes(self, folder: Path) -> list[str]:
@@ -127,7 +125,7 @@ class Layout:
         return [
             f"{name}/c/0"
             for name, axis in zip(self.grid.names, self.grid.axes, strict=True)
-            if not np.array_equal(_whole(folder / name), axis)
+            if not np.array_equal(whole_array(folder / name), axis)
         ]
 
     def place(self, name: str, share: slice) -> tuple[str, tuple[slice, ...], str]:
@@ -163,9 +161,7 @@ class Layout:
         for share in shares:
             path, part, _ = self.place(name, share)
             if path not in arrays:
-                # Of an array that is opened zarr would leave out chunks that are all NaN, or all 0.
-                with zarr.config.set({"array.write_empty_chunks": True}):
-                    arrays[path] = zarr.open_array(folder / path, mode="r+", zarr_format=3)
+                arrays[path] = open_array(folder / path, write=True)
             arrays[path][part] = column[share].reshape(*self._lengths(part), *column.shape[1:])
 
     def _lengths(self, part: tuple[slice, ...]) -> tuple[int, ...]:
@@ -184,7 +180,7 @@ class Layout:
             The column, and the files that are damaged, or missing though such a row is in it.
         """
         kind, more = self.kinds[name]
-        column = np.full((self.rows, *more), _fill(kind))
+        column = np.full((self.rows, *more), fill(kind))
         arrays: dict[str, Any] = {}
         damaged = []
         for share in self.shares:
@@ -194,7 +190,7 @@ class Layout:
                 continue
             try:
                 if path not in arrays:
-                    arrays[path] = zarr.open_array(folder / path, mode="r", zarr_format=3)
+                    arrays[path] = open_array(folder / path)
                 column[share] = arrays[path][part].reshape(-1, *more)
             except Exception:  # noqa: BLE001  # zarr has no common class for what is broken
                 exists = False
@@ -252,36 +248,3 @@ def stored_layout(manifest: Manifest) -> Layout:
     grid = Grid(tuple(np.asarray(axis) for axis in manifest.recipe["grid"].values()))
     kinds = {name: (np.dtype(kind), tuple(more)) for name, (kind, more) in manifest.recipe["variables"].items()}
     return Layout(grid, manifest.recipe["rows"], manifest.chunk, kinds)
-
-
-def _create(
-    path: Path,
-    dims: tuple[str, ...] | None,
-    shape: tuple[int, ...],
-    chunks: tuple[int, ...],
-    kind: np.dtype,
-    attrs: Mapping[str, Any],
-) -> Any:
-    return zarr.create_array(
-        path,
-        shape=shape,
-        chunks=chunks,
-        dtype=kind,
-        fill_value=_fill(kind),
-        dimension_names=dims,
-        attributes=dict(attrs),
-        compressors=CODECS,
-        config={"write_empty_chunks": True},
-        overwrite=True,
-    )
-
-
-def _whole(path: Path) -> Any:
-    try:
-        return np.asarray(zarr.open_array(path, mode="r", zarr_format=3)[:])
-    except Exception:  # noqa: BLE001  # zarr has no common class for what is broken
-        return None
-
-
-def _fill(kind: np.dtype) -> Any:
-    return np.dtype(kind).type(np.nan if np.issubdtype(kind, np.floating) else 0)

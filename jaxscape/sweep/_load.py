@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 
 from jaxscape.arguments import check_path
+from jaxscape.sweep._arrays import codecs, open_array
 from jaxscape.sweep._extend import found
 from jaxscape.sweep._grid import to_dataset
-from jaxscape.sweep._layout import CODECS, DONE, stored_layout
+from jaxscape.sweep._layout import DONE, stored_layout
 from jaxscape.sweep._manifest import (
     ForeignError,
     Manifest,
@@ -77,7 +77,7 @@ def save(result: xr.Dataset, path: str | Path) -> None:
     new, old = (path.with_name(f".{path.name}.{state}") for state in ("new", "old"))
     shutil.rmtree(new, ignore_errors=True)
     try:
-        encoding = {name: {"compressors": CODECS, "chunks": result[name].shape} for name in result.variables}
+        encoding = {name: {"compressors": codecs(), "chunks": result[name].shape} for name in result.variables}
         result.drop_attrs(deep=False).to_zarr(
             new, mode="w", consolidated=False, encoding=encoding, zarr_format=3, write_empty_chunks=True
         )
@@ -125,7 +125,7 @@ def _of_result(path: Path, manifest: Manifest) -> xr.Dataset:
     for name, node in manifest.nodes.items():
         if node["node_type"] != "array":
             continue
-        array: Any = zarr.open_array(path / name, mode="r", zarr_format=3)
+        array: Any = open_array(path / name)
         file = path / name / "/".join(["c", *("0" for _ in array.shape)])
         try:
             if not file.is_file():

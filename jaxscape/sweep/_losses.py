@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -10,15 +11,17 @@ import numpy as np
 import xarray as xr
 from jax.sharding import Mesh
 
-from jaxscape import checks, engine
+from jaxscape import checks, engine, trees
 from jaxscape.engine import Evaluation
 from jaxscape.grid import Grid
 from jaxscape.objective import Objective, as_batch_size
-from jaxscape.sweep._blocks import columns_of, in_blocks
+from jaxscape.sweep._adaptive import Goal
+from jaxscape.sweep._blocks import columns_of, evaluation_of, in_blocks
 from jaxscape.sweep._grid import check_names, to_dataset
 from jaxscape.sweep._layout import Layout
 from jaxscape.sweep._provenance import inputs, provenance
 from jaxscape.sweep._record import to_tolerance
+from jaxscape.sweep._refine import ERROR, EVALUATED, LONG_NAMES, as_goal, in_rounds, in_words, refined_columns
 from jaxscape.sweep._store import Store
 from jaxscape.sweep._tolerances import as_tolerances, check_names_of, in_short
 from jaxscape.types import Data, LossFn, Params
@@ -59,9 +62,13 @@ class Options(NamedTuple):
     store: str | Path | None
     seed: int
     progress: bool | None
+    refine: Goal | None = None
+    preview: Callable[[xr.Dataset], Any] | None = None
 
     @classmethod
-    def of(cls, *, rtol: Any, atol: Any, batch_size: Any, points_per_step: Any, **options: Any) -> "Options":
+    def of(
+        cls, *, rtol: Any, atol: Any, batch_size: Any, points_per_step: Any, refine: Any = None, **options: Any
+    ) -> "Options":
         """Check the options of a call.
 
         Args:
@@ -69,6 +76,7 @@ class Options(NamedTuple):
             atol: Absolute tolerance, or one for each metric by name.
             batch_size: Examples in one call of the loss, at most, or ``"auto"``.
             points_per_step: Points side by side, or ``"auto"``.
+            refine: What an adaptive grid must show right; None: no adaptive grid.
             **options: All others.
 
         Returns:
@@ -80,10 +88,20 @@ class Options(NamedTuple):
         """
         load = (as_batch_size(batch_size), _as_points_per_step(points_per_step))
         relative = None if rtol is None else as_tolerances(rtol, "rtol")
-        result = cls(relative, as_tolerances(atol, "atol"), load=load, **options)
+        result = cls(relative, as_tolerances(atol, "atol"), load=load, refine=as_goal(refine), **options)
         if rtol is None and any(result.atol.values()):
             raise ValueError(
                 f"atol is {atol!r}, but rtol is None, which is exact; pass rtol=0.0 for an absolute tolerance."
+            )
+        if refine is not None and rtol is not None:
+            raise ValueError(
+                f"refine is {refine!r} and rtol is {rtol!r}; expected one of them: either fewer points, or fewer "
+                "examples at each."
+            )
+        if result.preview is not None and (refine is None or not callable(result.preview)):
+            raise ValueError(
+                f"preview is {result.preview!r} with refine={refine!r}; expected a function of a Dataset, and refine, "
+                "whose rounds it shows."
             )
         checks.check_count(result.seed, "seed", 0)
         checks.check_mesh(result.mesh)
@@ -116,7 +134,8 @@ def losses_on_grid(
     objective = Objective.of(
         loss_fn, params, data, compute_dtype=options.compute_dtype, check=options.check, batch_size=options.load[0]
     )
-    check_names(objective.metrics, grid.names, stored=options.store is not None)
+    reserved = grid.names if options.refine is None else (*grid.names, EVALUATED, ERROR)
+    check_names(objective.metrics, reserved, stored=options.store is not None)
     for name, tolerances in (("rtol", rtol or {}), ("atol", {} if rtol is None else options.atol)):
         check_names_of(tolerances, objective.metrics, name)
     hashes = inputs(objective, chart.origin, chart.basis)
@@ -140,6 +159,8 @@ def losses_on_grid(
         }
         return result
 
+    if options.refine is not None:
+        return _refined(where, chart, options, running, hashes, attrs, result_of, center)
     if options.store is None:
         if tolerance is None:
             return result_of(engine.evaluate(*where, **running))
@@ -153,6 +174,41 @@ def losses_on_grid(
             result = result_of(in_blocks(*where, store, **running))
         else:
             result = result_of(to_tolerance(*where, tolerance, store, **running))
+        return result.assign_attrs(store.finish(result.attrs))
+
+
+def _refined(
+    where: tuple[Objective, Params, Params, np.ndarray],
+    chart: Chart,
+    options: Options,
+    running: Mapping[str, Any],
+    hashes: Mapping[str, Any],
+    attrs: Mapping[str, Any],
+    result_of: Callable[[Evaluation], xr.Dataset],
+    center: int,
+) -> xr.Dataset:
+    """The result on an adaptive grid."""
+    (objective, *_, coords), grid, goal = where, chart.grid, options.refine
+    assert goal is not None
+
+    def dataset(columns: Mapping[str, np.ndarray], loads: Any = MappingProxyType({})) -> xr.Dataset:
+        result = result_of(evaluation_of(columns, objective)._replace(loads=dict(loads)))
+        num = int(np.prod(grid.shape))
+        more = to_dataset({name: columns[name][:num] for name in (EVALUATED, ERROR)}, grid, LONG_NAMES)
+        result = result.assign(more.data_vars)
+        return result.assign_attrs(refine=in_words(goal), evaluated_points=int(columns[EVALUATED].sum()))
+
+    preview = options.preview
+    show = None if preview is None else lambda columns: preview(dataset(columns))
+    if options.store is None:
+        return dataset(*in_rounds(*where, grid, goal, None, **running, preview=show))
+    layout = Layout.of(grid, refined_columns(objective, len(coords)), CHUNK)
+    # The points depend on the whole grid, so no larger grid can take them over.
+    digest = trees.fingerprint(dict(zip(grid.names, grid.axes, strict=True)))
+    recipe = {"method": chart.kind, **hashes, "refine": in_words(goal), "refined grid": digest}
+    names = {**_long_names(objective.metrics), **LONG_NAMES}
+    with Store(options.store, recipe, layout, names, attrs) as store:
+        result = dataset(*in_rounds(*where, grid, goal, store, **running, preview=show))
         return result.assign_attrs(store.finish(result.attrs))
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxscape.trajectory._sequences import Lazy
+from jaxscape.trajectories._sequences import Lazy
 from jaxscape.types import Params
 
 _ITEMS = ("params", "state", "default", "pytree")  # the first of these that exists is read; orbax v1 writes "pytree"

@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 from jaxscape import checks, trees
 from jaxscape.arguments import checked
 from jaxscape.checks import as_key
+from jaxscape.flatness._measures import MEASURES, Row
+from jaxscape.flatness._problem import Options, Problem
 from jaxscape.normalize import filters_of_leaves, reasons_to_ignore, warn_of_doubts
 from jaxscape.objective import as_batch_size, refuse_inside_transform
-from jaxscape.sharpness._measures import MEASURES, Row
-from jaxscape.sharpness._problem import Options, Problem
 from jaxscape.sweep import inputs, provenance
 from jaxscape.types import Data, FilterAxis, Ignore, LossFn, Params
 

@@ -1,11 +1,12 @@
 """The loss on a line, in a plane, or in a volume through params: the figure, as numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import xarray as xr
 from jax.sharding import Mesh
+from numpy.typing import ArrayLike
 
 from jaxscape import checks
 from jaxscape.arguments import checked
@@ -34,6 +35,8 @@ def surface(
     store: str | Path | None = None,
     seed: int = 0,
     num_seeds: int | None = None,
+    refine: str | float | ArrayLike | None = None,
+    preview: Callable[[xr.Dataset], Any] | None = None,
     progress: bool | None = None,
 ) -> xr.Dataset:
     """Evaluate ``L(params + alpha * delta + beta * eta)`` over a grid, on all devices of all processes.
@@ -89,6 +92,17 @@ def surface(
         num_seeds: Repeat it with so many seeds, ``seed``, ``seed + 1``...: other random directions each time (paper
             figures 16 and 17). Each repeat is what a call with that seed gives; with ``store`` it has the folder
             ``STORE/seed0.zarr``... of its own. `plot.band` and `plot.compare` draw the result.
+        refine: None: the loss is evaluated at every point. Otherwise at some points, from coarse to fine, and
+            interpolated at the others, until by the estimated error of the interpolation
+
+            - ``"contours"``: no contour line that `plot.contour` draws is displaced by more than half a cell;
+            - levels, e.g. ``[0.1, 1.0, 10.0]``: none of these lines is;
+            - a number, e.g. ``0.01``: no value is off by more than ``refine * abs(loss)``.
+
+            It sees features of the size of the distance between the first points (9x9 in a plane); a narrower one is
+            found only if a point falls on it. Not with ``rtol``.
+        preview: With ``refine``: a function that takes the result as it is after each round, for example
+            `plot.live`; the first one comes after 9 points of a plane.
         progress: True or False for a progress bar; None for one on terminals and in notebooks.
 
     Returns:
@@ -103,6 +117,9 @@ def surface(
         the standard deviation of the loss over the seeds; ``attrs["mean_spread"]`` is its mean over the grid, relative
         to the mean loss.
 
+        With ``refine`` ``evaluated`` says where the loss was evaluated; ``interpolation_error`` is the estimated error
+        elsewhere. Interpolated values have no standard error, and 0 ``num_examples``.
+
         NaN and infinite losses are stored as they are and counted in ``attrs["nonfinite_points"]``. The attrs say how
         the result was made; ``center_loss`` is the loss at params. Where params have 16 bits, ``unresolved_share`` is
         the share of the weights that rounding holds where they are from one point to the next.
@@ -114,7 +131,8 @@ def surface(
         ValueError: A tolerance is negative or not finite, params or data is empty, leaves of data differ in length, a
             direction is not like params, the grid has another number of axes than there are directions, loss_fn gives
             a wrong shape, is no mean over examples, or names a metric as the result names something else, or ``store``
-            holds another result; ``num_seeds`` is not positive, or comes with directions.
+            holds another result; ``num_seeds`` is not positive, or comes with directions; ``refine`` comes with
+            ``rtol``, or says nothing that a grid can be refined for; ``preview`` comes without ``refine``.
         TypeError: A leaf of params is not floating, loss_fn is no function, or grid, mesh, seed or a tolerance is of
             another type.
     """
@@ -131,6 +149,8 @@ def surface(
         store=store,
         seed=seed,
         progress=progress,
+        refine=refine,
+        preview=preview,
     )
     if num_seeds is None:
         return _one(params, loss_fn, data, directions, grid, options)

@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
+import scipy
 from jaxtyping import Array
 
 from jaxscape import trees
 from jaxscape.engine import evaluate
+from jaxscape.flatness._ascent import Region, largest_loss
+from jaxscape.flatness._batches import rise_of_batches
+from jaxscape.flatness._notes import joined, not_finite, rounded
+from jaxscape.flatness._problem import Problem
 from jaxscape.linalg import Operator
 from jaxscape.normalize import filters_of_leaves, reasons_to_ignore
 from jaxscape.objective import Objective
-from jaxscape.sharpness._ascent import Region, largest_loss
-from jaxscape.sharpness._batches import rise_of_batches
-from jaxscape.sharpness._notes import joined, not_finite, rounded
-from jaxscape.sharpness._problem import Problem
 from jaxscape.types import Data, LossFn, Params
 
 

@@ -13,11 +13,11 @@ from jaxscape.arguments import checked
 from jaxscape.directions import Directions, as_directions
 from jaxscape.grid import Grid
 from jaxscape.objective import DATA_AXIS, Objective
-from jaxscape.surface import surface
+from jaxscape.surfaces import surface
 from jaxscape.sweep import check_names
-from jaxscape.trajectory._checkpoints import as_path
-from jaxscape.trajectory._pca import Center, pca_directions
-from jaxscape.trajectory._project import project
+from jaxscape.trajectories._checkpoints import as_path
+from jaxscape.trajectories._pca import Center, pca_directions
+from jaxscape.trajectories._project import project
 from jaxscape.types import Data, Ignore, LossFn, Params
 
 VARIABLES = (

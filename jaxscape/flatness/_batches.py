@@ -11,9 +11,9 @@ from jaxtyping import Array
 
 from jaxscape.convolution import compiler_options, fast_convolutions
 from jaxscape.curvature import one_mesh, weighted_sum
+from jaxscape.flatness._ascent import Region, largest_loss
+from jaxscape.flatness._problem import Problem
 from jaxscape.objective import DATA_AXIS, Computation, place, rows_of
-from jaxscape.sharpness._ascent import Region, largest_loss
-from jaxscape.sharpness._problem import Problem
 from jaxscape.subspace import Subspace
 from jaxscape.types import Data, Params
 

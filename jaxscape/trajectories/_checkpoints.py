@@ -21,8 +21,8 @@ import jax
 import numpy as np
 
 from jaxscape import trees
-from jaxscape.trajectory._orbax import read_folder
-from jaxscape.trajectory._sequences import Lazy, Repeated
+from jaxscape.trajectories._orbax import read_folder
+from jaxscape.trajectories._sequences import Lazy, Repeated
 from jaxscape.types import Params
 
 _EXPECTED = (

@@ -12,8 +12,8 @@ from jaxscape import checks, trees
 from jaxscape.arguments import checked
 from jaxscape.directions import Directions, as_directions
 from jaxscape.objective import refuse_inside_transform
-from jaxscape.trajectory._checkpoints import as_checkpoints
-from jaxscape.trajectory._pca import checkpoint_bar
+from jaxscape.trajectories._checkpoints import as_checkpoints
+from jaxscape.trajectories._pca import checkpoint_bar
 from jaxscape.types import Params
 
 

@@ -13,7 +13,7 @@ from jaxscape.arguments import checked
 from jaxscape.directions import Directions, random_directions
 from jaxscape.grid import Grid
 from jaxscape.normalize import check_norm
-from jaxscape.surface import surface
+from jaxscape.surfaces import surface
 from jaxscape.types import Data, FilterAxis, Ignore, LossFn, Norm, Params
 
 _COMMON = ("seed", "ignore", "filter_axis", "direction_key", "jax_version", "jaxscape_version", "platform")

@@ -6,11 +6,11 @@ from typing import Any
 import contourpy
 import numpy as np
 import pandas as pd
+import scipy
 import xarray as xr
-from scipy import ndimage
 
 from jaxscape.arguments import checked
-from jaxscape.sharpness._notes import joined
+from jaxscape.flatness._notes import joined
 
 _BORDER = "it reaches the border: a lower bound"
 
@@ -176,7 +176,7 @@ def _negative_share(losses: np.ndarray, stderr: np.ndarray, coords: list[np.ndar
             smallest = (a + b) / 2 - np.hypot((a - b) / 2, mixed)
         steps = sum(1 / np.diff(values).min() ** 2 for values in coords)
         rounding = 8 * np.finfo(np.float32).eps * np.abs(losses[inner])
-        noise = 3 * math.sqrt(6) * ndimage.maximum_filter(stderr, size=3)[inner]  # sqrt(6): of 1, -2 and 1
+        noise = 3 * math.sqrt(6) * scipy.ndimage.maximum_filter(stderr, size=3)[inner]  # sqrt(6): of 1, -2 and 1
         error = (rounding + noise) * steps
         known = np.isfinite(smallest)
         return float(np.mean(smallest[known] < -error[known])) if known.any() else math.nan
@@ -194,13 +194,13 @@ def _second(losses: np.ndarray, values: np.ndarray, axis: int) -> np.ndarray:
 
 def _local_minima(losses: np.ndarray) -> int:
     """How many connected sets of equal inner points are lower than all points around them."""
-    lowest = ndimage.minimum_filter(losses, size=3, mode="nearest")
+    lowest = scipy.ndimage.minimum_filter(losses, size=3, mode="nearest")
     around = np.ones((3,) * losses.ndim)
-    regions, count = ndimage.label(losses == lowest, around)
+    regions, count = scipy.ndimage.label(losses == lowest, around)
     total = 0
     for i in range(1, count + 1):
         region = regions == i
-        rim = ndimage.binary_dilation(region, around) & ~region
+        rim = scipy.ndimage.binary_dilation(region, around) & ~region
         at_border = any(np.take(region, [0, -1], axis).any() for axis in range(losses.ndim))
         total += bool(rim.any() and not at_border and losses[rim].min() > losses[region].max())
     return total

@@ -15,8 +15,8 @@ from jaxscape.directions import Directions
 from jaxscape.normalize import described
 from jaxscape.objective import refuse_inside_transform
 from jaxscape.subspace import Subspace
-from jaxscape.trajectory._checkpoints import as_checkpoints
-from jaxscape.trajectory._rows import Rows
+from jaxscape.trajectories._checkpoints import as_checkpoints
+from jaxscape.trajectories._rows import Rows
 from jaxscape.types import Ignore, Params
 
 Center = Literal["last", "mean"]

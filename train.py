@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 import models
 from jaxscape import datasets, runs, trees
 from jaxscape.checkpoints import CHECKPOINTS, STEP_DTYPES
+from jaxscape.compilation import keep_compiled_programs
 from jaxscape.engine import mean_metrics
 from jaxscape.interrupts import leave, run_command
 from jaxscape.objective import Objective, use_all_cores
@@ -306,4 +307,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_compiled_programs()
     leave(main())

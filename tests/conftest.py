@@ -30,6 +30,7 @@ import tests.shapes  # noqa: F401, `--jaxtyping-packages` in pyproject.toml name
 from jaxscape.objective._check import Check
 
 gc.set_threshold(200_000, 20, 100)  # tracing makes so many objects that collecting them takes a tenth of the time
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # for the commands that tests run
 jax.config.update("jax_num_cpu_devices", int(os.getenv("JAX_NUM_CPU_DEVICES", "4")))
 jax.config.update("jax_enable_x64", True)
 mpl.use("Agg")

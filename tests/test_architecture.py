@@ -14,7 +14,7 @@ import jaxscape as js
 
 ROOT = Path(js.__file__).parents[1]
 FLOORS = (
-    ("types", "files", "interrupts", "peers"),
+    ("types", "files", "interrupts", "peers", "compilation"),
     ("trees", "grid", "meshes", "levels"),
     ("checks", "convolution"),
     ("arguments",),

@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 
 import jaxscape as js
 from jaxscape import plot
-from jaxscape.sweep._adaptive import AdaptiveGrid, Goal
+from jaxscape.sweep._adaptive import CHECKS, AdaptiveGrid, Goal
 
 AXES = js.Directions({"x": np.eye(2)})
 PARAMS = {"x": np.zeros(2)}
@@ -136,7 +136,7 @@ def test_noise_is_not_interpolated():
 def test_a_constant_stays_constant():
     adaptive, found = adapted(np.full((33, 33), 3.0))
     assert (found == 3.0).all()
-    assert adaptive.done.sum() == 81
+    assert adaptive.done.sum() == 81 + CHECKS
 
 
 @pytest.mark.parametrize("shape", [(101,), (17, 9), (9, 9, 9), (1, 7), (2, 2), (1,), (1001, 3)])
@@ -166,7 +166,24 @@ def test_what_is_not_finite_is_seen_to_its_border():
 def test_nothing_finite_ends_after_the_first_levels():
     adaptive, found = adapted(np.full((33, 33), np.nan))
     assert np.isnan(found).all()
-    assert adaptive.done.sum() == 81
+    assert adaptive.done.sum() == 81 + CHECKS
+    assert np.isinf(adaptive.error()[~adaptive.done]).all()
+
+
+@pytest.mark.parametrize("hidden", ["hole", "pattern"])
+def test_random_points_find_what_the_first_levels_miss(hidden):
+    x, y = np.meshgrid(np.linspace(-1, 1, 33), np.linspace(-1, 1, 33), indexing="ij")
+    z = 1 + x
+    if hidden == "hole":  # between the points of the first levels, which are 4 cells apart
+        z[1::4] += np.sin(3 * y[1::4])
+    else:
+        z[np.indices(z.shape).sum(0) % 4 == 1] = np.nan
+    adaptive, found = adapted(z)
+    assert adaptive.done.sum() > 81 + CHECKS
+    if hidden == "pattern":
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(z))
+    else:
+        assert np.abs(found - z).max() < 0.3
 
 
 def test_other_metrics_are_interpolated_within_their_range():

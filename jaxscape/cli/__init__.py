@@ -7,6 +7,7 @@ from typing import NoReturn
 import jax
 
 from jaxscape.cli._parser import make_parser
+from jaxscape.compilation import keep_compiled_programs
 from jaxscape.interrupts import leave, run_command
 from jaxscape.objective import use_all_cores
 
@@ -36,4 +37,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """Run the command of the process, and end the process."""
+    keep_compiled_programs()
     leave(main())

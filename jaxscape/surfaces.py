@@ -99,8 +99,8 @@ def surface(
             - levels, e.g. ``[0.1, 1.0, 10.0]``: none of these lines is;
             - a number, e.g. ``0.01``: no value is off by more than ``refine * abs(loss)``.
 
-            It sees features of the size of the distance between the first points (9x9 in a plane); a narrower one is
-            found only if a point falls on it. Not with ``rtol``.
+            The first points are 9x9 of a plane, and 24 at random check the result; a feature that falls between all of
+            them is missed. Not with ``rtol``.
         preview: With ``refine``: a function that takes the result as it is after each round, for example
             `plot.live`; the first one comes after 9 points of a plane.
         progress: True or False for a progress bar; None for one on terminals and in notebooks.

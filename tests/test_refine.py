@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 import jaxscape as js
 from jaxscape import plot
 from jaxscape.sweep._adaptive import CHECKS, AdaptiveGrid, Goal
+from tests.problems import launch
 
 AXES = js.Directions({"x": np.eye(2)})
 PARAMS = {"x": np.zeros(2)}
@@ -330,3 +331,21 @@ def test_a_live_picture_is_written_each_time(tmp_path):
 def test_a_live_picture_needs_a_place(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+@pytest.mark.slow  # two processes that start and compile
+def test_two_processes_take_the_points_of_one(tmp_path):
+    code = """
+from tests.test_refine import examples_of_bowl, on_bowl
+result = on_bowl(examples_of_bowl, np.linspace(0.5, 1.5, 20), num=17, store=f"{out}/s.zarr")
+np.savez(f"{out}/{index}.npz", loss=result.loss, evaluated=result.evaluated, small=result.small)
+"""
+    processes = launch(2, tmp_path, code)
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    one = on_bowl(examples_of_bowl, np.linspace(0.5, 1.5, 20), num=17)
+    for index in range(2):
+        result = np.load(tmp_path / f"{index}.npz")
+        np.testing.assert_array_equal(result["evaluated"], one.evaluated)
+        for name in ("loss", "small"):
+            np.testing.assert_allclose(result[name], one[name], rtol=1e-12)

@@ -259,6 +259,22 @@ def test_tolerance_and_precision(run):
     assert (attrs["rtol"], attrs["atol"], attrs["compute_dtype"]) == (0.0, 0.5, "bfloat16")
 
 
+@pytest.mark.parametrize(("goal", "expected"), [("contours", "contours"), ("0.1", 0.1)])
+def test_an_adaptive_grid(run, capsys, goal, expected):
+    assert cli.main(["surface", str(run), "--points", "13", "--refine", goal]) == 0
+    result = read(run / "surface.zarr")
+    assert result.attrs["refine"] == expected
+    assert int((result.evaluated == 1).sum()) == result.attrs["evaluated_points"]
+    assert f"{result.attrs['evaluated_points']} of 169 points in" in capsys.readouterr().out
+    assert is_png(run / "surface_contour.png")
+
+
+def test_an_adaptive_grid_needs_a_goal(run, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["surface", str(run), "--refine=lines"])
+    assert "'lines' is no goal; expected contours, or a number, e.g. 0.01" in capsys.readouterr().err
+
+
 def test_one_of_several_processes(run, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda: calls.append(1))

@@ -202,7 +202,7 @@ def test_linear_functions_are_kept_where_memory_allows(monkeypatch, name, free, 
     _, loss_fn, params, data = problem(name)
     decisions = []
     choose = _product.Product._keeps
-    monkeypatch.setattr(_product, "_free_bytes", lambda _: free)
+    monkeypatch.setattr(_product, "free_bytes", lambda _: free)
     monkeypatch.setattr(_product.Product, "_keeps", lambda self, p: decisions.append(choose(self, p)) or decisions[-1])
     js.hvp(loss_fn, params, data, mesh=mesh(1), batch_size=23 if name == "convolutions" else 1)
     assert decisions == [keeps]

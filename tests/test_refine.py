@@ -32,7 +32,7 @@ def height(x, y, xp=np):
 def examples_of_bowl(params, batch):
     x, y = params["x"]
     losses = height(x, y, jnp) * batch
-    return {"loss": losses, "small": losses < 1}
+    return {"loss": losses, "small": losses < 1, "own_stderr": losses}  # a metric may have such a name
 
 
 def plane(num=33):
@@ -194,6 +194,7 @@ def test_other_metrics_are_interpolated_within_their_range():
     assert ((few.small >= 0) & (few.small <= 1)).all()
     assert np.abs(few.small - full.small).values.mean() < 0.05
     assert (few.num_examples.values == np.where(there, 20, 0)).all()
+    np.testing.assert_allclose(few.own_stderr, few.loss, rtol=0.05)
     for name in ("loss_stderr", "small_stderr"):
         np.testing.assert_array_equal(np.isnan(few[name]), ~there)
         np.testing.assert_array_equal(few[name].values[there], full[name].values[there])

@@ -9,8 +9,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jaxscape.convolution import fast_convolutions
+from jaxscape.curvature._batches import choose_batch_size
 from jaxscape.curvature._forms import Form, Source, weighted_sum
-from jaxscape.curvature._product import Product, choose_batch_size
+from jaxscape.curvature._product import Product
 from jaxscape.objective import Computation, Objective
 from jaxscape.subspace import Subspace
 from jaxscape.types import Data, Params

@@ -122,10 +122,10 @@ def in_rounds(
             center = center[:0]
             adaptive.add(rows, work.columns["loss"][rows])
             if preview is not None and not jax.process_index():
-                preview(_filled(work.columns, adaptive, num))
+                preview(_filled(work.columns, adaptive, objective))
         bar.total = bar.n
         bar.refresh()
-    columns = _filled(work.columns, adaptive, num)
+    columns = _filled(work.columns, adaptive, objective)
     if store is not None:
         rest = np.flatnonzero(~columns[EVALUATED])
         if jax.process_index():
@@ -182,21 +182,20 @@ class _Work:
                 block = int(np.clip(speed * SECONDS, 1, 4 * block))
 
 
-def _filled(columns: Columns, adaptive: AdaptiveGrid, num: int) -> Columns:
+def _filled(columns: Columns, adaptive: AdaptiveGrid, objective: Objective) -> Columns:
     """The columns with interpolated values, which have no standard error, where nothing is evaluated."""
     filled = {name: column.copy() for name, column in columns.items()}
-    rest = ~adaptive.done
-    for name, column in columns.items():
-        if name.endswith("_stderr"):
-            filled[name][:num][rest] = np.nan
-        elif name not in (EVALUATED, ERROR, "num_examples"):
-            values = adaptive.interpolate(column[:num])
-            known = column[:num][adaptive.done & np.isfinite(column[:num])]
-            if name != "loss" and known.size:  # an accuracy above 1 would be none
-                values = np.clip(values, known.min(), known.max())
-            elif known.size and known.min() >= 0:
-                values = np.maximum(values, 0.0)
-            filled[name][:num][rest] = values[rest]
+    num, rest = len(adaptive.done), ~adaptive.done
+    for name in objective.metrics_with_errors:
+        filled[f"{name}_stderr"][:num][rest] = np.nan
+    for name in objective.metrics:
+        column = columns[name][:num]
+        values, known = adaptive.interpolate(column), column[adaptive.done & np.isfinite(column)]
+        if name != "loss" and known.size:  # an accuracy above 1 would be none
+            values = np.clip(values, known.min(), known.max())
+        elif known.size and known.min() >= 0:
+            values = np.maximum(values, 0.0)
+        filled[name][:num][rest] = values[rest]
     filled[ERROR][:num] = adaptive.error()
     return filled
 

@@ -1,0 +1,95 @@
+"""The batches of a product: as large as a cache holds, dealt out to the devices, with the weights of examples."""
+
+import functools
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from jaxscape import trees
+from jaxscape.curvature._forms import Source
+from jaxscape.objective import Term, rows_of, stack_batches
+from jaxscape.subspace import Subspace
+from jaxscape.types import Data
+
+Stack = tuple[Data, Array | np.ndarray]
+"""Batches (devices, batches, batch, ...), and the weight of each example, its share of the mean."""
+
+_CACHED = 2**25  # bytes of a batch's linear function on a CPU: of 32x32 pixels 8 images, of 8x8 64 (ResNet-20) are best
+
+
+def stacks_of(term: Term, batch_size: int, shares: int, dtype: Any) -> list[Stack]:
+    """The data as batches of one size, the last of them padded with examples of weight 0.
+
+    Where the loss is the mean of a batch no batch may be padded: the rest is computed by every device alike.
+
+    Args:
+        term: The loss and its data.
+        batch_size: Examples of each device at a time, at most.
+        shares: Devices.
+        dtype: Of the weights.
+
+    Returns:
+        One stack, or two of different batch sizes.
+    """
+    if term.per_example["loss"]:
+        return [_stack(term.data, batch_size, shares, 1 / term.total_weight, dtype)]
+    batch_size = min(batch_size, max(term.examples // shares, 1))
+    cut = term.examples - term.examples % (batch_size * shares)
+    stacks = []
+    if cut:
+        stacks.append(_stack(rows_of(term.data, slice(cut)), batch_size, shares, 1 / term.total_weight, dtype))
+    if rest := term.examples - cut:
+        tiled = rows_of(term.data, cut + np.tile(np.arange(rest), shares))
+        stacks.append(_stack(tiled, rest, shares, 1 / (shares * term.total_weight), dtype))
+    return stacks
+
+
+def _stack(data: Data, batch_size: int, shares: int, weight: float, dtype: Any) -> Stack:
+    batches, sizes = stack_batches(data, batch_size, shares)
+    width = jax.tree.leaves(batches)[0].shape[1]
+    weights = np.where(np.arange(width) < sizes[:, None], weight, 0)
+    deal = lambda x: x.reshape(shares, len(x) // shares, *x.shape[1:])  # noqa: E731
+    return jax.tree.map(deal, (batches, weights.astype(dtype)))
+
+
+def bytes_of(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def free_bytes(mesh: Mesh) -> int:
+    """Of all devices of this process in the mesh; those of a CPU share its memory."""
+    stats = [device.memory_stats() for device in mesh.local_devices]
+    if all(stats):
+        return sum(s["bytes_limit"] - s["bytes_in_use"] for s in stats)
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf(pages) * len(stats) // jax.local_device_count()
+
+
+def choose_batch_size(source: Source, subspace: Subspace, lanes: int = 1) -> int:
+    """Examples of each device at a time: as many as a CPU's cache holds the linear function of, or 512 elsewhere.
+
+    Args:
+        source: A term of the objective.
+        subspace: The leaves that the product is taken in.
+        lanes: Threads that share the examples of a device.
+
+    Returns:
+        A power of two; or 8 at least, where the threads would find no batch for each.
+    """
+    if jax.default_backend() != "cpu":
+        return 512
+    term = source.term
+    form, constants = source.form(term.canonical)
+    batch = term.batch_like(term.canonical)
+    weights = jax.ShapeDtypeStruct((term.canonical,), subspace.dtype)
+    prepared = jax.eval_shape(
+        functools.partial(form.prepare, subspace), constants, subspace.params_like, batch, weights
+    )
+    params = trees.size(subspace.params_like) * subspace.dtype.itemsize
+    each = max(bytes_of(prepared) - params, term.canonical) / term.canonical
+    cached = int(2 ** np.clip(np.round(np.log2(_CACHED / each)), 3, 9))
+    return min(cached, max(8, -(-term.examples // lanes)))

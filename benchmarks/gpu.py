@@ -12,6 +12,8 @@ The parts; by default all but ``whole``, which takes 6 to 8 minutes on an H200:
 * ``hessian``: products with the Hessian of ResNet-20 against PyTorch's double backward.
 * ``map``: an eigenvalue map of ResNet-20, and the time that PyTorch's products alone would take.
 * ``training``: steps of `train.py` on batches of 128 against the same in PyTorch.
+* ``less``: networks trained on digits, ResNet-20 at 8x8 pixels and ResNet-56 at 32x32 in bfloat16: the exact surface,
+  the tolerance mode and the adaptive grid.
 * ``gpt``: GPT-2 with 124 M parameters in bfloat16, a surface of its loss on random tokens.
 
 ``--small`` runs everything at a size for a CPU, to see that it works. Without PyTorch only jaxscape is measured.
@@ -66,6 +68,9 @@ class Sizes:
     map_points: int = 3
     training_archs: tuple[str, ...] = ("resnet20", "resnet56")
     steps: int = 100
+    less: tuple[tuple[str, int, str, int], ...] = (("resnet20", 1, "float32", 51), ("resnet56", 4, "bfloat16", 31))
+    less_examples: int = 20_000
+    steps_before: int = 1000
     transformer: gpt.Size = gpt.Size()
     gpt_points: int = 5
     sequences: int = 32
@@ -84,6 +89,9 @@ SMALL = Sizes(
     map_points=2,
     training_archs=("resnet20",),
     steps=1,
+    less=(("resnet20", 1, "float32", 5),),
+    less_examples=64,
+    steps_before=2,
     transformer=gpt.Size(layers=1, width=8, heads=2, vocabulary=11, context=4),
     gpt_points=2,
     sequences=4,
@@ -259,6 +267,37 @@ def steps(sizes: Sizes) -> None:
             report(f"PyTorch training {arch} {layout}", count, "images", lambda run=theirs: run(sizes.steps))
 
 
+def less_work(sizes: Sizes) -> None:
+    """The surface of a trained network: all evaluations, within a tolerance, on an adaptive grid."""
+    if torch is None:
+        return
+    for arch, enlarged, dtype, points in sizes.less:
+        data = problems.extended_digits(sizes.less_examples)
+        images = data.images.repeat(enlarged, 1).repeat(enlarged, 2)
+        data = js.datasets.Split(images, data.labels)
+        config = train.Config(arch=arch, lr=0.05, augment=False)
+        state = step.ours(config, data)[0](sizes.steps_before)
+        loss = problems.loss_of(arch, data, state.batch_stats)
+        measure = {"directions": js.random_directions(0, state.params), "compute_dtype": dtype, "progress": False}
+        measure["grid"] = js.Grid.plane((-1.0, 1.0, points), (-1.0, 1.0, points))
+        for name, options in {"exact": {}, "rtol": {"rtol": 0.01}, "refine": {"refine": "contours"}}.items():
+            call = functools.partial(js.surface, state.params, loss, tuple(data), **measure, **options)
+            first, _ = seconds(call)
+            spent, result = seconds(call)
+            if name == "exact":
+                exact, whole = result, spent
+            count = int(result.num_examples.values.sum())
+            relative = np.abs(result.loss / exact.loss - 1).values
+            print(
+                f"{arch}, {images.shape[1]} pixels, {points}x{points} points, {name}: {spent:.2f} s, the first call "
+                f"{first:.1f} s, {whole / spent:.1f} times faster, {points**2 * len(images) / count:.1f} times fewer "
+                f"evaluations, {count / spent:,.0f} images/s, batches of {result.attrs.get('batch_size')}, error below "
+                f"{np.quantile(relative, 0.95):.4f} at 95 % of the points, {relative.max():.4f} at most, "
+                f"loss {float(exact.loss.min()):.3g} to {float(exact.loss.max()):.3g}",
+                flush=True,
+            )
+
+
 def language_model(sizes: Sizes) -> None:
     """A line through GPT-2: tokens/s."""
     params, data = gpt.params(sizes.transformer), gpt.random_tokens(sizes.transformer, sizes.sequences)
@@ -325,6 +364,7 @@ PARTS = {
     "hessian": hessian_products,
     "map": eigenvalue_map,
     "training": steps,
+    "less": less_work,
     "gpt": language_model,
     "whole": whole,
 }

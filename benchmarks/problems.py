@@ -47,9 +47,19 @@ def initialized(arch: str, data: js.datasets.Split) -> tuple[Any, Any, Any]:
     model = runs.build_model({"arch": arch, "noshort": False, "seed": 0}, data)
     graphdef, *parts = nnx.split(model, nnx.Param, nnx.BatchStat)
     params, stats = map(nnx.to_pure_dict, parts)
+    return params, stats, _loss(graphdef, stats)
+
+
+def loss_of(arch: str, data: js.datasets.Split, stats: Any) -> Any:
+    """The loss of a network with these batch statistics."""
+    model = runs.build_model({"arch": arch, "noshort": False, "seed": 0}, data)
+    return _loss(nnx.split(model, nnx.Param, nnx.BatchStat)[0], stats)
+
+
+def _loss(graphdef: Any, stats: Any) -> Any:
     loss = runs.classification_loss(graphdef, stats)
 
     def loss_fn(params: Any, batch: Any) -> jax.Array:
         return loss(params, batch)["loss"]
 
-    return params, stats, loss_fn
+    return loss_fn

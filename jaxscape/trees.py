@@ -128,13 +128,14 @@ def displace(params: Params, basis: Params, coords: Float[Array, " axes"]) -> Pa
     Returns:
         A pytree like ``params``; the sum is computed in at least float32, then cast to the dtype of each leaf.
     """
+    steps = [(c, c == 0) for c in (coords[k] for k in range(coords.shape[0]))]  # once for all leaves: it takes long
 
     def leaf(p: Array, d: Array) -> Array:
         dtype = working_dtype(p)
         moved = p.astype(dtype)
-        for k in range(d.shape[0]):  # unrolled: XLA fuses it into one pass, and no matrix product rounds to TF32
-            step = coords[k].astype(dtype) * d[k].astype(dtype)
-            moved = moved + jnp.where(coords[k] == 0, 0, step)  # 0 times an infinite entry would be NaN
+        for k, (c, is_zero) in enumerate(steps):  # unrolled: XLA fuses it into one pass, and no product rounds to TF32
+            step = c.astype(dtype) * d[k].astype(dtype)
+            moved = moved + jnp.where(is_zero, 0, step)  # 0 times an infinite entry would be NaN
         return moved.astype(p.dtype)
 
     return jax.tree.map(leaf, params, basis)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxscape as js
 from jaxscape import trees
@@ -110,3 +111,24 @@ def test_overlay_joins_nested_dicts():
     base = {"a": {"x": 1, "y": 2}, "b": 3}
     assert trees.overlay(base, {"a": {"y": 5, "z": 6}}) == {"a": {"x": 1, "y": 5, "z": 6}, "b": 3}
     assert base == {"a": {"x": 1, "y": 2}, "b": 3}
+
+
+def test_a_loss_may_close_over_arrays_on_a_mesh_of_its_own():
+    """As after training on several devices: a network's batch statistics, say."""
+    other = Mesh(np.array(jax.devices()[:2]), ("model",))
+    scale, kernel = jnp.arange(1.0, 4.0), jnp.ones((3, 3, 2, 3))
+    images = (np.arange(6 * 16 * 2).reshape(6, 4, 4, 2) % 7).astype(float)
+
+    def loss_with(scale):
+        def loss(kernel, x):
+            x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            return jnp.mean(jax.nn.relu(x * scale - 9), (1, 2, 3))
+
+        return loss
+
+    grid = js.Grid.line(-1, 1, 3)
+    results = [
+        js.surface(kernel, loss_with(s), images, directions=[kernel], grid=grid, progress=False).loss
+        for s in (scale, jax.device_put(scale, NamedSharding(other, PartitionSpec())))
+    ]
+    np.testing.assert_array_equal(*results)

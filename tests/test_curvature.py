@@ -14,7 +14,11 @@ from jax.sharding import Mesh
 
 import jaxscape as js
 from jaxscape import runs
-from jaxscape.curvature import _product
+from jaxscape.curvature import _batches, _product
+from jaxscape.curvature._batches import choose_batch_size
+from jaxscape.curvature._forms import Source
+from jaxscape.objective import Objective
+from jaxscape.subspace import Subspace
 from tests.problems import classification_data, cross_entropy, mlp_apply, mlp_loss, mlp_params, slow_but, slow_unless
 
 
@@ -206,6 +210,21 @@ def test_linear_functions_are_kept_where_memory_allows(monkeypatch, name, free, 
     monkeypatch.setattr(_product.Product, "_keeps", lambda self, p: decisions.append(choose(self, p)) or decisions[-1])
     js.hvp(loss_fn, params, data, mesh=mesh(1), batch_size=23 if name == "convolutions" else 1)
     assert decisions == [keeps]
+
+
+def test_batches_of_an_accelerator_fill_a_share_of_its_memory(monkeypatch):
+    _, loss_fn, params, _ = problem("mlp")
+    (term,) = Objective.of(loss_fn, params, classification_data(examples=5000), check=False).terms
+    source, subspace = Source(term), Subspace.of(params, None)
+    assert choose_batch_size(source, subspace) == 512  # on a CPU
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert choose_batch_size(source, subspace) == 5000  # they fit, all of them
+    sizes = []
+    for memory in (2**20, 2**18, 8):
+        monkeypatch.setattr(_batches, "_memory", lambda device, memory=memory: memory)
+        sizes.append(choose_batch_size(source, subspace))
+    assert 1 < sizes[0] == 4 * sizes[1] < 5000
+    assert sizes[2] == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,15 @@ from jax.sharding import Mesh
 import jaxscape as js
 from jaxscape import engine
 from jaxscape.engine import Load, Program, _strategy
-from jaxscape.objective import Objective, cached_examples, stack_batches, trace
+from jaxscape.objective import (
+    Objective,
+    batch_sizes,
+    cached_examples,
+    num_lanes,
+    results_of_products,
+    stack_batches,
+    trace,
+)
 from tests.problems import classification_data, launch, mlp_loss, mlp_params, slow_but, slow_unless
 
 PARAMS, DATA = mlp_params(), classification_data(examples=37)
@@ -70,7 +78,7 @@ def test_points_side_by_side(width):
 @pytest.mark.parametrize(("examples", "batch_size"), [(10, 4), (7, 7), (7, 100), (1437, 128), (5, 1)])
 @pytest.mark.parametrize("shares", [1, 3])
 def test_batches_hold_every_example_once(examples, batch_size, shares):
-    batches, sizes = stack_batches(np.arange(examples), batch_size, shares)
+    batches, sizes = stack_batches(np.arange(examples), batch_size, shares), batch_sizes(examples, batch_size, shares)
     assert batches.shape[1] <= batch_size
     assert len(batches) % shares == 0
     examples_in_batches = np.concatenate([batch[:size] for batch, size in zip(batches, sizes, strict=True)])
@@ -82,13 +90,13 @@ def test_values_of_single_examples_and_their_rows():
     (term,) = Objective.of(mlp_loss, PARAMS, DATA).terms
     for share in (mesh(jax.device_count()), mesh(2, jax.device_count() // 2)):
         program = Program(term, PARAMS, DIRECTIONS.basis, Load(4), mesh=share)
-        values = program.values(np.zeros((3, 2)), 1, program.local_batches)()
-        rows = program.examples(1, program.local_batches)
+        values = program.values(np.zeros((3, 2)), 1, program.layout.local_batches)()
+        rows = program.layout.examples(1, program.layout.local_batches)
         expected = np.asarray(mlp_loss(PARAMS, DATA)["loss"])
         np.testing.assert_allclose(values["loss"], np.broadcast_to(expected[rows], (3, len(rows))), rtol=1e-6)
-        both = np.concatenate([rows, program.examples(0, 1)])
+        both = np.concatenate([rows, program.layout.examples(0, 1)])
         np.testing.assert_array_equal(np.sort(both), np.arange(37))
-        assert program.count(1) == len(program.examples(0, 1))
+        assert program.count(1) == len(program.layout.examples(0, 1))
 
 
 # ---- precision
@@ -266,8 +274,28 @@ def test_the_first_batch_is_larger_on_an_accelerator_and_shrinks_until_it_fits(c
 
     clock.cost = cost
     monkeypatch.setattr(_strategy.jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(_strategy, "FIRST_RESULTS", 1024 * (7 + 4) // 2)  # the layers of the MLP have 7 and 4 numbers
     assert choose(fixed=(None, 1)) == (128, 1)
     assert clock.tried == [(size, 1) for size in (1024, 512, 256, 128, 64)]
+
+
+def test_little_work_has_no_trial(clock):
+    clock.cost = distance(256, 4)
+    lanes = num_lanes(mesh(1))
+    few = choose(examples=64, points=_strategy.SMALL * lanes)
+    assert few == (64, 1)
+    assert not clock.tried
+    assert choose(examples=64, points=_strategy.SMALL * lanes + 1) == (64, 4)
+
+
+def test_products_are_counted_in_loops_and_branches_too():
+    def loss(params, batch):
+        step = lambda x, _: (jnp.tanh(x @ params), None)  # noqa: E731
+        x = jax.lax.scan(step, batch, None, length=3)[0]
+        return jax.lax.cond(params[0, 0] > 0, lambda x: (x @ params[:, :2]).sum(1), lambda x: x[:, 0], x)
+
+    jaxpr = trace(loss, np.ones((5, 5)), np.ones((7, 5))).computation.jaxpr
+    assert sorted(results_of_products(jaxpr)) == [14, 35]
 
 
 def test_native_convolutions_are_not_vmapped_on_a_cpu_and_start_from_what_is_cached(clock):

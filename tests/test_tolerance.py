@@ -412,6 +412,18 @@ def test_the_tolerance_holds_with_few_examples(exact):
     assert (ds.attrs["rtol"], ds.attrs["seed"]) == (0.01, 0)
 
 
+def test_samples_are_small_where_whole_batches_are_large(exact, monkeypatch):
+    """On an accelerator the roots take large batches, and a sample in such batches would hold all examples."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(_source, "SAMPLED", 100)
+    ds = surface(rtol=0.01, batch_size=4000, points_per_step=1)
+    error = np.abs(ds.loss / exact.loss - 1).values
+    assert error.max() < 0.04
+    assert ds.num_examples.min() <= 200
+    assert ds.num_examples.mean() < 0.5 * 4000
+    assert ds.attrs["batch_size"] == 4000
+
+
 @pytest.mark.slow
 def test_calibration_over_seeds(exact):
     inside, count = {"loss": 0, "accuracy": 0}, 0
@@ -522,7 +534,7 @@ def evaluated(monkeypatch):
     def logged(self, coords, first, last):
         if len(log.sizes) == log.stop_at:
             raise ZeroDivisionError
-        log.sizes.append(len(coords) * len(self.examples(first, last)))
+        log.sizes.append(len(coords) * len(self.layout.examples(first, last)))
         return values(self, coords, first, last)
 
     monkeypatch.setattr(engine.Program, "values", logged)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend import core
+from jax.sharding import AbstractMesh
 
 from jaxscape.convolution._cpu import cpu_rules
 from jaxscape.convolution._fold import Folded
@@ -76,27 +77,28 @@ def fast_convolutions(fun: Callable[..., Any], *, backend: str | None = None) ->
     return rewritten
 
 
-def evaluate(jaxpr: core.Jaxpr, args: Sequence[Any], *, backend: str | None = None) -> list[Any]:
-    """Evaluate a jaxpr without constants, with convolutions in their fastest form, as `fast_convolutions` does.
+def rewrite(jaxpr: core.Jaxpr, *, backend: str | None = None) -> core.ClosedJaxpr:
+    """A jaxpr that computes the same, with convolutions in their fastest form, as `fast_convolutions` has them.
 
     Args:
-        jaxpr: The jaxpr of any function.
-        args: One value for each input of the jaxpr.
+        jaxpr: The jaxpr of any function, without constants.
         backend: The backend that runs the operations, as in `fast_convolutions`.
 
     Returns:
-        One value for each output of the jaxpr.
+        The jaxpr, outside of any mesh.
     """
     if (backend or jax.default_backend()) not in _RULES:
-        return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))(*args)
-    return _run(jaxpr, (), args, _rules(jaxpr, backend), False)
+        return core.ClosedJaxpr(jaxpr, ())
+    rules = _rules(jaxpr, backend)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):  # it is kept, and may be wanted inside `jax.shard_map`
+        return jax.make_jaxpr(lambda *args: _run(jaxpr, (), args, rules, False))(*_types(jaxpr))
 
 
-def has_native_convolution(jaxpr: core.Jaxpr) -> bool:
-    """Whether `evaluate` leaves at least one convolution in XLA's native form."""
-    avals: list[Any] = [v.aval for v in jaxpr.invars]
-    inputs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
-    return "conv_general_dilated" in str(jax.make_jaxpr(lambda *args: evaluate(jaxpr, args))(*inputs))
+def has_convolution(jaxpr: core.Jaxpr) -> bool:
+    """Whether a jaxpr, or one inside it, has a convolution in XLA's native form."""
+    return any(
+        eqn.primitive.name == "conv_general_dilated" or any(map(has_convolution, inside(eqn))) for eqn in jaxpr.eqns
+    )
 
 
 def compiler_options(backend: str | None = None, *, linear: bool = False) -> dict[str, str]:
@@ -202,14 +204,18 @@ def _rewrite_inside(eqn: Any, rules: Rules, in_loop: bool) -> dict[str, Any]:
         if not isinstance(inner, core.Jaxpr) or not _has_work(inner, rules, within):
             return value
         consts = value.consts if isinstance(value, core.ClosedJaxpr) else ()
-        avals: list[Any] = [v.aval for v in inner.invars]
-        types = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in avals]
-        rewritten = jax.make_jaxpr(lambda *args: _run(inner, consts, args, rules, within))(*types)
+        rewritten = jax.make_jaxpr(lambda *args: _run(inner, consts, args, rules, within))(*_types(inner))
         if rewritten.consts and eqn.primitive.name in _WITHOUT_CONSTANTS:
             return value
         return rewritten if isinstance(value, core.ClosedJaxpr) else rewritten.jaxpr  # one class from JAX 0.12 on
 
     return {name: rewrite(value) for name, value in eqn.params.items()}
+
+
+def _types(jaxpr: core.Jaxpr) -> list[jax.ShapeDtypeStruct]:
+    """Of its inputs."""
+    avals: list[Any] = [v.aval for v in jaxpr.invars]
+    return [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in avals]
 
 
 def _has_work(jaxpr: core.Jaxpr, rules: Rules, in_loop: bool) -> bool:

@@ -11,13 +11,14 @@ from jaxtyping import Array
 
 from jaxscape import trees
 from jaxscape.curvature._forms import Source
-from jaxscape.objective import Term, rows_of, stack_batches
+from jaxscape.objective import Term, batch_sizes, num_examples, rows_of, stack_batches
 from jaxscape.subspace import Subspace
 from jaxscape.types import Data
 
 Stack = tuple[Data, Array | np.ndarray]
 """Batches (devices, batches, batch, ...), and the weight of each example, its share of the mean."""
 
+_ROOMY = 2**33  # bytes of it on accelerators: 2,048 images of 32x32 pixels, 10 % faster than 512 (ResNet-20, H200)
 _CACHED = 2**25  # bytes of a batch's linear function on a CPU: of 32x32 pixels 8 images, of 8x8 64 (ResNet-20) are best
 
 
@@ -49,7 +50,7 @@ def stacks_of(term: Term, batch_size: int, shares: int, dtype: Any) -> list[Stac
 
 
 def _stack(data: Data, batch_size: int, shares: int, weight: float, dtype: Any) -> Stack:
-    batches, sizes = stack_batches(data, batch_size, shares)
+    batches, sizes = stack_batches(data, batch_size, shares), batch_sizes(num_examples(data), batch_size, shares)
     width = jax.tree.leaves(batches)[0].shape[1]
     weights = np.where(np.arange(width) < sizes[:, None], weight, 0)
     deal = lambda x: x.reshape(shares, len(x) // shares, *x.shape[1:])  # noqa: E731
@@ -70,7 +71,7 @@ def free_bytes(mesh: Mesh) -> int:
 
 
 def choose_batch_size(source: Source, subspace: Subspace, lanes: int = 1) -> int:
-    """Examples of each device at a time: as many as a CPU's cache holds the linear function of, or 512 elsewhere.
+    """Examples of each device at a time: as many as a CPU's cache holds the linear function of, or ROOMY elsewhere.
 
     Args:
         source: A term of the objective.
@@ -80,9 +81,7 @@ def choose_batch_size(source: Source, subspace: Subspace, lanes: int = 1) -> int
     Returns:
         A power of two; or 8 at least, where the threads would find no batch for each.
     """
-    if jax.default_backend() != "cpu":
-        return 512
-    term = source.term
+    term, on_cpu = source.term, jax.default_backend() == "cpu"
     form, constants = source.form(term.canonical)
     batch = term.batch_like(term.canonical)
     weights = jax.ShapeDtypeStruct((term.canonical,), subspace.dtype)
@@ -91,5 +90,11 @@ def choose_batch_size(source: Source, subspace: Subspace, lanes: int = 1) -> int
     )
     params = trees.size(subspace.params_like) * subspace.dtype.itemsize
     each = max(bytes_of(prepared) - params, term.canonical) / term.canonical
-    cached = int(2 ** np.clip(np.round(np.log2(_CACHED / each)), 3, 9))
-    return min(cached, max(8, -(-term.examples // lanes)))
+    room = _CACHED if on_cpu else min(_ROOMY, *(_memory(device) // 8 for device in jax.local_devices()))
+    size = int(2 ** np.clip(np.round(np.log2(room / each)), *((3, 9) if on_cpu else (0, 20))))
+    return min(size, max(8 if on_cpu else 1, -(-term.examples // lanes)))
+
+
+def _memory(device: jax.Device) -> float:
+    """Its bytes; infinite where it does not say."""
+    return (device.memory_stats() or {}).get("bytes_limit", np.inf)

@@ -36,13 +36,16 @@ def compiled(loss: Computation, mesh: Mesh, width: int, keep: bool) -> jax.stage
         evaluate, ``window`` from which batch to which.
     """
 
-    def at_point(params: Params, constants: Any, batch: Data, size: Array) -> dict[str, Array]:
-        metrics = {name: v.astype(trees.working_dtype(v)) for name, v in loss(constants, params, batch).items()}
+    def kept(metrics: dict[str, Array], batch: Data, size: Array) -> dict[str, Array]:
+        metrics = {name: v.astype(trees.working_dtype(v)) for name, v in metrics.items()}
         if keep:
             return metrics
         counted = jnp.arange(jax.tree.leaves(batch)[0].shape[0]) < size
         weights = jnp.where(counted, metrics.pop(WEIGHT, jnp.ones(())), 0)
         return {name: summarize(value, weights.astype(value.dtype)) for name, value in metrics.items()}
+
+    def at_point(params: Params, constants: Any, batch: Data, size: Array) -> dict[str, Array]:
+        return kept(loss(constants, params, batch), batch, size)
 
     at_points = jax.vmap(at_point, in_axes=(0, None, None, None))
 
@@ -60,12 +63,14 @@ def compiled(loss: Computation, mesh: Mesh, width: int, keep: bool) -> jax.stage
             batch = jax.tree.map(lambda x: x[i], batches)
             if width > 1:
                 return at_points(points, constants, batch, sizes[i])
-            single = jax.tree.map(lambda p: p[0], points)  # no vmap: it would make grouped convolutions
-            return jax.tree.map(lambda x: x[None], at_point(single, constants, batch, sizes[i]))
+            return jax.tree.map(lambda x: x[None], at_point(points, constants, batch, sizes[i]))
 
         def step(k: Array, out: dict[str, Array]) -> dict[str, Array]:
             rows = jax.lax.dynamic_slice_in_dim(coords, k * width, width)
-            points = jax.vmap(trees.displace, in_axes=(None, None, 0))(params, basis, rows)
+            if width > 1:
+                points = jax.vmap(trees.displace, in_axes=(None, None, 0))(params, basis, rows)
+            else:  # no vmap: it would make grouped convolutions
+                points = trees.displace(params, basis, rows[0])
 
             def batch(i: Array, out: dict[str, Array]) -> dict[str, Array]:
                 def write(o: Array, value: Array) -> Array:
@@ -77,7 +82,7 @@ def compiled(loss: Computation, mesh: Mesh, width: int, keep: bool) -> jax.stage
 
             return jax.lax.fori_loop(window[0], window[1], batch, out)
 
-        shapes = jax.eval_shape(lambda: at_point(params, constants, jax.tree.map(lambda x: x[0], batches), sizes[0]))
+        shapes = jax.eval_shape(kept, loss.shapes, jax.tree.map(lambda x: x[0], batches), sizes[0])
         empty = jax.tree.map(lambda s: jnp.zeros((CAPACITY, len(sizes), *s.shape), s.dtype), shapes)
         return jax.lax.fori_loop(0, (count[0] + width - 1) // width, step, empty)
 

@@ -208,7 +208,7 @@ def _sums(programs: list[Program], term: Term, coords: np.ndarray, bar: tqdm) ->
     for part, each in enumerate(programs):
         for rows, block in _blocks(each, coords, bar if each is programs[-1] else None):
             for name, summaries in block.items():
-                sums[name][:, rows, part] = join(from_device(summaries[:, each.sizes > 0]))
+                sums[name][:, rows, part] = join(from_device(summaries[:, each.layout.sizes > 0]))
     return {name: join(parts) for name, parts in sums.items()}
 
 

@@ -16,6 +16,7 @@ from jaxscape.engine._compile import CAPACITY, compiled
 from jaxscape.objective import (
     DATA_AXIS,
     Term,
+    batch_sizes,
     default_mesh,
     even_size,
     fetch,
@@ -42,13 +43,48 @@ class Load(NamedTuple):
     points_per_step: int = 1
 
 
+class Layout(NamedTuple):
+    """Which examples the batches hold, share of the data by share.
+
+    Attributes:
+        sizes: How many examples each batch holds, shape ``(batches,)``; some may be padded and some empty.
+        width: Rows of a batch.
+        shares: Shares of the data, each with as many batches.
+    """
+
+    sizes: np.ndarray
+    width: int
+    shares: int
+
+    @classmethod
+    def of(cls, examples: int, batch_size: int, mesh: Mesh) -> "Layout":
+        """That of `stack_batches`."""
+        shares = mesh.shape.get(DATA_AXIS, 1)
+        return cls(batch_sizes(examples, batch_size, shares), even_size(examples, batch_size), shares)
+
+    @property
+    def local_batches(self) -> int:
+        """Batches on each share of the data."""
+        return len(self.sizes) // self.shares
+
+    def rows(self, first: int, last: int) -> np.ndarray:
+        """A mask over all padded rows: those of examples, within these batches of each share."""
+        batch = np.arange(len(self.sizes)) % self.local_batches
+        inside = (first <= batch) & (batch < last)
+        return (inside[:, None] & (np.arange(self.width) < self.sizes[:, None])).ravel()
+
+    def examples(self, first: int, last: int) -> np.ndarray:
+        """Which examples are in batches first to last of each share of the data, as rows of the data."""
+        return np.cumsum(self.rows(0, self.local_batches))[self.rows(first, last)] - 1
+
+
 class Program:
     """A term of an objective at points ``params + sum_k coords[k] * basis[k]``, batch by batch.
 
     Attributes:
         term: The loss and its data.
         load: How much goes side by side.
-        sizes: How many examples each batch holds, shape ``(batches,)``; some may be padded and some empty.
+        layout: The batches.
         mesh: The devices.
         capacity: Points that one call can take.
     """
@@ -71,19 +107,15 @@ class Program:
         self._lanes = num_lanes(self.mesh)
         self.capacity = CAPACITY * self._devices * self._lanes
         self._loss, constants = term.traced(even_size(term.examples, load.batch_size))
-        batches, self.sizes = stack_batches(term.data, load.batch_size, self.mesh.shape.get(DATA_AXIS, 1))
+        self.layout = Layout.of(term.examples, load.batch_size, self.mesh)
+        batches = stack_batches(term.data, load.batch_size, self.layout.shares)
         whole, shared = PartitionSpec(), PartitionSpec(DATA_AXIS if DATA_AXIS in self.mesh.shape else None)
-        self._width = jax.tree.leaves(batches)[0].shape[1]
         self._operands = (
             *self._place((params, basis, constants), whole),
-            *self._place((batches, self.sizes.astype(np.int32)), shared),
+            *self._place((batches, self.layout.sizes.astype(np.int32)), shared),
         )
         self._run = functools.partial(compiled, self._loss, self.mesh, load.points_per_step)
-
-    @property
-    def local_batches(self) -> int:
-        """Batches on each share of the data."""
-        return len(self.sizes) // self.mesh.shape.get(DATA_AXIS, 1)
+        self._executables: dict[bool, jax.stages.Compiled] = {}
 
     @property
     def num_axes(self) -> int:
@@ -92,7 +124,7 @@ class Program:
 
     def count(self, last: int) -> int:
         """How many examples there are before batch ``last`` of each share of the data."""
-        return int(self._rows(0, last).sum())
+        return int(self.layout.rows(0, last).sum())
 
     def summaries(self, coords: np.ndarray, last: int | None = None) -> Pending:
         """The sums of `summarize` for each batch, shape ``(points, batches, 7)``.
@@ -104,7 +136,7 @@ class Program:
         Returns:
             A call that waits for the result: an array for each metric, zero in batches that were not evaluated.
         """
-        return self._send(coords, (0, self.local_batches if last is None else last), keep=False)
+        return self._send(coords, (0, self.layout.local_batches if last is None else last), keep=False)
 
     def values(self, coords: np.ndarray, first: int, last: int) -> Pending:
         """Every example's own value, of batches first to last of each share of the data.
@@ -116,37 +148,24 @@ class Program:
 
         Returns:
             A call that waits for the result: for each metric an array ``(points, examples)``, in the order of
-            `examples`.
+            `Layout.examples`.
         """
-        chosen = self._rows(first, last)
+        chosen = self.layout.rows(first, last)
         wait = self._send(coords, (first, last), keep=True)
         return lambda: {name: values.reshape(len(coords), -1)[:, chosen] for name, values in wait().items()}
-
-    def examples(self, first: int, last: int) -> np.ndarray:
-        """Which examples are in batches first to last of each share of the data, as rows of the data."""
-        return np.cumsum(self._rows(0, self.local_batches))[self._rows(first, last)] - 1
-
-    def _rows(self, first: int, last: int) -> np.ndarray:
-        """A mask over all padded rows: those of examples, within these batches of each share."""
-        batch = np.arange(len(self.sizes)) % self.local_batches
-        inside = (first <= batch) & (batch < last)
-        return (inside[:, None] & (np.arange(self._width) < self.sizes[:, None])).ravel()
 
     def _place(self, tree: Any, spec: PartitionSpec) -> Any:
         return place(tree, NamedSharding(self.mesh, spec))
 
     def _send(self, coords: np.ndarray, window: tuple[int, int], *, keep: bool) -> Pending:
         """Calls of the compiled program on at most ``capacity`` points, dealt out evenly."""
-        program, limits = self._run(keep), self._place(np.array(window, np.int32), PartitionSpec())
+        limits = self._place(np.array(window, np.int32), PartitionSpec())
         parts = np.array_split(coords, min(self._lanes, len(coords)))
         calls, slots = [], []
         for part in parts:
             slots.append(self._slots(len(part)))
             operands = (*self._operands, *self._points(part), limits)
-            self.term.check.begin_beside(program, *operands)
-            # JAX remembers what it has compiled. In a thread ``program`` itself might be traced anew, without what the
-            # caller's context has set.
-            calls.append(functools.partial(program.lower(*operands).compile(), *operands))
+            calls.append(functools.partial(self._compiled(keep, operands), *operands))
         outs = start(calls)
         self.term.check.verdict()
 
@@ -158,6 +177,14 @@ class Program:
             }
 
         return wait
+
+    def _compiled(self, keep: bool, operands: tuple[Any, ...]) -> jax.stages.Compiled:
+        """The executable, which needs no context of the caller's in a thread; JAX remembers it for the next Program."""
+        if keep not in self._executables:
+            program = self._run(keep)
+            self.term.check.begin_beside(program, *operands)
+            self._executables[keep] = program.lower(*operands).compile()
+        return self._executables[keep]
 
     def _slots(self, points: int) -> np.ndarray:
         """Where the points of a call stand among the rows of all devices."""

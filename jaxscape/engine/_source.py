@@ -3,17 +3,19 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxscape.engine._compile import CAPACITY
 from jaxscape.engine._draw import Draw
-from jaxscape.engine._program import Load, Program, ahead
+from jaxscape.engine._program import Layout, Load, Program, ahead
 from jaxscape.engine._record import Record
 from jaxscape.objective import WEIGHT, Term, rows_of
 from jaxscape.types import Params
 
 IN_A_CALL = 2**16  # examples, over all points
+SAMPLED = 512  # examples in a batch of a sample on accelerators, at most: no sample is smaller
 
 Blocks = Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]
 """Points, and for each metric their values, shape ``(points, examples)``."""
@@ -65,24 +67,30 @@ class Source:
             record: What is known of earlier calls, and keeps what is computed.
         """
         self._place, self._load, self._record = place, load, record
-        self._program = place.program(load)
         self.coords = place.coords
-        batches = [self._program.examples(i, i + 1) for i in range(self._program.local_batches)]
-        self.counts = np.cumsum([0, *map(len, batches)])
-        self._slots = np.concatenate(batches)  # of the examples in their order: rows of the data, batch by batch
+        self._program = place.program(load)
+        self._lay_out(self._program.layout)
         self._examples = self._slots  # in their order
 
+    def _lay_out(self, layout: Layout) -> None:
+        batches = [layout.examples(i, i + 1) for i in range(layout.local_batches)]
+        self.counts = np.cumsum([0, *map(len, batches)])
+        self._slots = np.concatenate(batches)  # of the examples in their order: rows of the data, batch by batch
+
     def rearrange(self, draw: Draw) -> None:
-        """Take the examples in another order from now on.
+        """Take the examples in another order from now on, and on accelerators in smaller batches.
 
         Args:
             draw: It has the order.
         """
+        load, term = self._load, self._place.term
+        if jax.default_backend() != "cpu":
+            load = load._replace(batch_size=min(load.batch_size, SAMPLED))
+        self._lay_out(Layout.of(term.examples, load.batch_size, self._program.mesh))
         at = np.empty(len(draw.order), int)
         at[self._slots] = draw.order
-        term = self._place.term
         place = self._place._replace(term=term.with_data(rows_of(term.data, at)))
-        self._program, self._examples = place.program(self._load), draw.order
+        self._program, self._examples = place.program(load), draw.order
 
     def values(self, rows: np.ndarray, first: int, last: int) -> Blocks:
         """The values at points, for the examples of some batches, in their order.

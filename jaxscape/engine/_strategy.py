@@ -9,16 +9,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxscape.convolution import has_native_convolution
+from jaxscape.convolution import has_convolution
 from jaxscape.engine._compile import CAPACITY
 from jaxscape.engine._program import Load, Program
-from jaxscape.objective import Term, agree, cached_examples
+from jaxscape.objective import Term, agree, cached_examples, default_mesh, num_lanes, results_of_products
 
 FIRST_BATCH = 128  # on a CPU
-FIRST_BATCH_OF_ACCELERATORS = 1024  # 94 % of the speed of 4,000 for a ResNet-56 on an H100
+FIRST_RESULTS = 2**26  # numbers in the result of a product or convolution on accelerators: 8,192 images, ResNet-56
 WORTH = 10  # a trial, with its compilation, may take 1 / WORTH of the time that the work would take
 GAIN = 0.97  # a gain of less than 3 % is noise
 ENOUGH = 0.05  # a call of this many seconds stands out from noise
+SMALL = 16  # batches of one point, for each call that runs at once: a trial would evaluate as many
 REPEATS = 3  # calls, of which the fastest counts, since other work on the machine only adds time
 
 
@@ -50,10 +51,10 @@ def choose_load(
     """Choose the load that is fastest in short timed trials; the process remembers the measurements.
 
     The batch size starts at FIRST_BATCH examples, or for convolutions on a CPU at the number of examples that its
-    cache holds, and on accelerators at FIRST_BATCH_OF_ACCELERATORS, or less where their memory does not suffice. It
-    grows by factors of two; if the first step up gains nothing, it shrinks by factors of two instead. Then the number
-    of points side by side grows from one by factors of four. Each search goes on as long as a step gains, and the
-    remaining work is worth a trial.
+    cache holds, and on accelerators where products and convolutions give FIRST_RESULTS numbers, or less where their
+    memory does not suffice. It grows by factors of two; if the first step up gains nothing, it shrinks by factors of
+    two instead. Then the number of points side by side grows from one by factors of four. Each search goes on as long
+    as a step gains, and the remaining work is worth a trial. Work of SMALL batches has no trial at all.
 
     Args:
         program: A function that returns the program for a load.
@@ -67,8 +68,7 @@ def choose_load(
     """
     examples = term.examples
     batch_size, width = fixed
-    first = FIRST_BATCH if jax.default_backend() == "cpu" else FIRST_BATCH_OF_ACCELERATORS
-    best = Load(min(batch_size or first, examples), width or 1)
+    best = Load(min(batch_size or _first_batch(term), examples), width or 1)
     if batch_size and width:
         return best
     shapes = jax.tree.leaves(term.batch_like(examples))
@@ -80,6 +80,9 @@ def choose_load(
         known.slow_vmap = _has_slow_vmap(term)
     if known.slow_vmap and not batch_size:
         best = best._replace(batch_size=min(best.batch_size, cached_examples(term.data)))
+    mesh = mesh or default_mesh()
+    if num_points * -(-examples // best.batch_size) <= SMALL * mesh.size * num_lanes(mesh):
+        return best
     trial = _Trial(program, num_points * examples, known.seconds)
     if batch_size is None:
         while best.batch_size > 1 and trial(best) == np.inf:  # the memory does not suffice
@@ -127,9 +130,18 @@ class _Trial:
         return candidate in self.table or left > WORTH * max(spent for _, spent in self.table.values())
 
 
+def _first_batch(term: Term) -> int:
+    """Examples in the first batch that is tried; a power of two."""
+    if jax.default_backend() == "cpu":
+        return FIRST_BATCH
+    results = results_of_products(term.traced(term.canonical).computation.jaxpr)
+    each = max(float(np.mean(results or [0])) / term.canonical, 1.0)
+    return int(2 ** np.clip(np.round(np.log2(FIRST_RESULTS / each)), 0, 20))
+
+
 def _has_slow_vmap(term: Term) -> bool:
     """Whether the loss has a convolution on a CPU: under vmap it is 8 to 9 times slower, and a trial takes 17 s."""
-    return jax.default_backend() == "cpu" and has_native_convolution(term.traced(term.canonical).computation.jaxpr)
+    return jax.default_backend() == "cpu" and has_convolution(term.traced(term.canonical).computation.rewritten().jaxpr)
 
 
 def _measure(program: Program) -> float:
@@ -145,8 +157,8 @@ def _measure(program: Program) -> float:
     call(points, last)  # compiles
     while True:
         seconds = agree(call(points, last))  # or processes would go on with other calls, and wait for each other
-        whole = last == program.local_batches
+        whole = last == program.layout.local_batches
         if seconds > ENOUGH or (whole and points == program.capacity):
             return min(seconds, *(call(points, last) for _ in range(REPEATS - 1))) / (points * program.count(last))
         points = min(4 * points, program.capacity) if whole else points
-        last = min(4 * last, program.local_batches)
+        last = min(4 * last, program.layout.local_batches)

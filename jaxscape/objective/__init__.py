@@ -2,6 +2,7 @@
 
 from jaxscape.objective._batches import (
     as_batch_size,
+    batch_sizes,
     cached_examples,
     even_size,
     num_examples,
@@ -10,6 +11,7 @@ from jaxscape.objective._batches import (
 )
 from jaxscape.objective._cores import cores, num_lanes, start
 from jaxscape.objective._devices import DATA_AXIS, agree, default_mesh, fetch, place, use_all_cores
+from jaxscape.objective._jaxpr import results_of_products
 from jaxscape.objective._objective import WEIGHT, Objective, Term
 from jaxscape.objective._terms import split_terms
 from jaxscape.objective._trace import (
@@ -34,6 +36,7 @@ __all__ = [
     "abstract",
     "agree",
     "as_batch_size",
+    "batch_sizes",
     "cached_examples",
     "cores",
     "default_mesh",
@@ -45,6 +48,7 @@ __all__ = [
     "num_lanes",
     "place",
     "refuse_inside_transform",
+    "results_of_products",
     "rows_of",
     "split_terms",
     "stack_batches",

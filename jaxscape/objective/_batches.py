@@ -86,12 +86,25 @@ def even_size(examples: int, batch_size: int) -> int:
     return -(-examples // -(-examples // batch_size))
 
 
-def stack_batches(data: Data, batch_size: int, shares: int) -> tuple[Data, np.ndarray]:
+def batch_sizes(examples: int, batch_size: int, shares: int) -> np.ndarray:
+    """How many examples each batch of `stack_batches` holds.
+
+    >>> batch_sizes(10, 4, 1).tolist()
+    [4, 4, 2]
+
+    Returns:
+        Shape ``(batches,)``; some may be smaller than the others, and some empty.
+    """
+    size = even_size(examples, batch_size)
+    batches = math.ceil(math.ceil(examples / size) / shares) * shares
+    return np.clip(examples - size * np.arange(batches), 0, size)
+
+
+def stack_batches(data: Data, batch_size: int, shares: int) -> Data:
     """Cut the data into batches of one size, as even as can be, so that one program does it all.
 
-    >>> batches, sizes = stack_batches(np.arange(10), 4, 1)
-    >>> batches.shape, sizes.tolist()
-    ((3, 4), [4, 4, 2])
+    >>> stack_batches(np.arange(10), 4, 1).shape
+    (3, 4)
 
     Args:
         data: Arrays with a common leading example axis.
@@ -99,11 +112,11 @@ def stack_batches(data: Data, batch_size: int, shares: int) -> tuple[Data, np.nd
         shares: A number that the batches are to be a multiple of.
 
     Returns:
-        The data as ``(batches, batch, ...)``, padded by repeating examples, and how many of each batch count.
+        The data as ``(batches, batch, ...)``, padded by repeating the last example; `batch_sizes` has how many count.
     """
     examples = num_examples(data)
     size = even_size(examples, batch_size)
-    batches = math.ceil(math.ceil(examples / size) / shares) * shares
+    batches = len(batch_sizes(examples, batch_size, shares))
 
     def leaf(x: Any) -> Any:
         if isinstance(x, jax.Array):
@@ -113,7 +126,7 @@ def stack_batches(data: Data, batch_size: int, shares: int) -> tuple[Data, np.nd
         whole = x if len(rows) == examples else x[np.minimum(rows, examples - 1)]
         return whole.reshape(batches, size, *x.shape[1:])
 
-    return jax.tree.map(leaf, data), np.clip(examples - size * np.arange(batches), 0, size)
+    return jax.tree.map(leaf, data)
 
 
 def rows_of(data: Data, rows: Any) -> Data:

@@ -5,6 +5,7 @@ function reads from outside may have changed since) and more (a new lambda may c
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def hoist(closed: core.ClosedJaxpr) -> Hoisted:
     equations: list[core.JaxprEqn] = []
 
     def variable(constant: Any) -> core.Var:
-        return constants.setdefault(id(constant), (core.Var(jax.typeof(constant)), constant))[0]
+        return constants.setdefault(id(constant), (core.Var(_plain(jax.typeof(constant))), constant))[0]
 
     def inline(jaxpr: core.Jaxpr, values: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         """Append the equations of a jaxpr; the atoms of its results."""
@@ -73,7 +74,7 @@ def hoist(closed: core.ClosedJaxpr) -> Hoisted:
                 results = operands
             else:
                 results = [v if isinstance(v, core.DropVar) else core.Var(_plain(v.aval)) for v in eqn.outvars]
-                meshed = _has_shardings(eqn) or not eqn.ctx.cur_abstract_mesh.empty
+                meshed = _has_shardings(eqn) or not eqn.ctx.cur_abstract_mesh.empty or any(map(_on_mesh, eqn.outvars))
                 params = _map_jaxprs(eqn.params, _unsharded) if meshed else eqn.params
                 equations.append(_without_mesh(eqn).replace(invars=operands, outvars=results, params=params))
             names.update(zip(eqn.outvars, results, strict=True))
@@ -182,6 +183,15 @@ def depends_on(jaxpr: core.Jaxpr, outputs: Collection[int]) -> tuple[core.Jaxpr,
     return partial_eval.dce_jaxpr(jaxpr, [i in outputs for i in range(len(jaxpr.outvars))], instantiate=False)
 
 
+def results_of_products(jaxpr: core.Jaxpr) -> list[int]:
+    """How many numbers each matrix product and each convolution gives, in the bodies of loops and branches too."""
+    inner = [results_of_products(inner) for eqn in jaxpr.eqns for inner in _inner_jaxprs(eqn)]
+    results: list[Any] = [
+        eqn.outvars[0].aval for eqn in jaxpr.eqns if eqn.primitive.name in ("dot_general", "conv_general_dilated")
+    ]
+    return [math.prod(aval.shape) for aval in results] + sum(inner, [])
+
+
 class _ById:
     """An unhashable object, equal to itself alone."""
 
@@ -268,6 +278,12 @@ def _unsharded(jaxpr: core.Jaxpr) -> core.Jaxpr:
             equations.append(eqn.replace(params=_map_jaxprs(eqn.params, _unsharded)))
     ends = (atoms(jaxpr.constvars), atoms(jaxpr.invars), atoms(jaxpr.outvars))
     return core.Jaxpr(*ends, equations, jaxpr.effects, jaxpr.debug_info)
+
+
+def _on_mesh(variable: Any) -> bool:
+    """Whether the value is on a mesh: it depends on an array that was there when the function closed over it."""
+    sharding = getattr(variable.aval, "sharding", None)
+    return sharding is not None and not sharding.mesh.empty
 
 
 def _plain(aval: Any) -> Any:

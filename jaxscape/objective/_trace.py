@@ -16,7 +16,7 @@ from jax.extend import core
 from jax.sharding import AxisType
 from jaxtyping import Array
 
-from jaxscape.convolution import evaluate
+from jaxscape.convolution import rewrite
 from jaxscape.meshes import users_mesh
 from jaxscape.objective._jaxpr import Identity, array_digest, depends_on, hoist, identify, without_stops
 
@@ -37,10 +37,18 @@ class Computation:
     jaxpr: core.Jaxpr = field(repr=False)
     out_tree: Any
     identity: Identity
+    _rewritten: dict[str, core.ClosedJaxpr] = field(default_factory=dict, init=False, repr=False)
+
+    def rewritten(self) -> core.ClosedJaxpr:
+        """The jaxpr with convolutions in their fastest form on the default backend."""
+        backend = jax.default_backend()
+        if backend not in self._rewritten:  # it takes as long as tracing: 1.2 s for a ResNet-110
+            self._rewritten[backend] = rewrite(self.jaxpr, backend=backend)
+        return self._rewritten[backend]
 
     def __call__(self, constants: tuple[Any, ...], *args: Any) -> Any:
         """Evaluate it, convolutions in their fastest form."""
-        values = evaluate(self.jaxpr, [*constants, *jax.tree.leaves(args)])
+        values = core.jaxpr_as_fun(self.rewritten())(*constants, *jax.tree.leaves(args))
         dtypes = [aval.dtype for aval in self._results]
         # asarray: a result that does not depend on the arguments is a Python number in the jaxpr
         return jax.tree.unflatten(self.out_tree, map(jnp.asarray, values, dtypes))

@@ -125,7 +125,7 @@ def eigenvalue_map(
             devices of one process share the examples of a point instead.
         ignore: The leaves in which no curvature is taken: None, none of them; ``"bias_norm"``, biases and normalization
             parameters, as in the paper; or a predicate on (path, leaf).
-        check: Whether to find out, by two evaluations of at most 128 examples, if the loss is a mean over examples.
+        check: Whether to find out if the loss is a mean over examples: by its jaxpr, or by at most 128 examples, twice.
         store: A folder where every finished point is kept; the same call goes on from there, and `jaxscape.load` reads
             it at any time.
         seed: Of random directions and of the subset.
@@ -218,7 +218,7 @@ def plane_hessian(
             function of, 512 on other devices.
         mesh: The devices, which share the points; by default all of all processes. Along an axis named ``"data"``
             devices of one process share the examples of a point instead.
-        check: Whether to find out, by two evaluations of at most 128 examples, if the loss is a mean over examples.
+        check: Whether to find out if the loss is a mean over examples: by its jaxpr, or by at most 128 examples, twice.
         store: A folder where every finished point is kept; the same call goes on from there, and `jaxscape.load` reads
             it at any time.
         seed: Of random directions and of the subset.

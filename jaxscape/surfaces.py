@@ -81,9 +81,10 @@ def surface(
             how products are rounded on devices that have the choice; None: as JAX is configured. Arrays that loss_fn
             closes over keep their dtype: where float32 meets bfloat16 JAX computes in float32. Directions are added and
             losses averaged in float32 or better.
-        check: Whether to find out, by two evaluations of at most 128 examples at params, if the loss is a mean over
-            examples: batch norm in training mode, dropout, or a division by what is in the batch make the result depend
-            on ``batch_size``. False takes the loss as it is.
+        check: Whether to find out if the loss is a mean over examples: batch norm in training mode, dropout, or a
+            division by what is in the batch make the result depend on ``batch_size``. Most losses are proven to be
+            means from their jaxprs for two batch sizes; else at most 128 examples are evaluated twice, at params, in
+            batches of other sizes. False takes the loss as it is.
         store: A folder where every finished block of about 5 seconds is kept; the same call goes on from there, and
             `jaxscape.load` reads it at any time. A call with a grid that has all points of the store, or with further
             metrics, computes only what the store lacks. With ``rtol`` it keeps the values of single examples, too, and

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 import jaxscape as js
-from jaxscape.objective import Objective, trace
+from jaxscape.objective import Objective, _check, trace
 from tests.problems import classification_data, compilations, mlp_loss, mlp_params, slow_but
 
 GRID = js.Grid.line(-1, 1, 3)
@@ -637,6 +637,16 @@ def test_a_loss_that_is_no_mean_over_examples_is_refused(name):
 
 
 @pytest.mark.check
+def test_a_loss_that_is_proven_is_not_evaluated(monkeypatch):
+    monkeypatch.setattr(_check, "_losses", None)
+    monkeypatch.setattr(_check, "_passed", {})
+    for _ in range(2):
+        js.hvp(lambda p, x: ((x @ p["w"]) ** 2).mean(), PARAMS, X)
+    with pytest.raises(TypeError, match="NoneType"):
+        js.hvp(lambda p, x: ((x @ p["w"]) ** 2).mean() * jax.random.uniform(jax.random.key(0), len(x))[0], PARAMS, X)
+
+
+@pytest.mark.check
 def test_check_false_takes_a_product_as_it_is():
     params, loss, data = WRONG["sum of a batch"]()
     js.hvp(loss, params, data, check=False)
@@ -694,7 +704,10 @@ QUICK_RIGHT = ("batch norm in evaluation", "batch mean", "one example", "half pr
 @pytest.mark.check
 @pytest.mark.parametrize("batch_size", slow_but(["auto"], ["auto", 1]))
 @pytest.mark.parametrize("name", slow_but(QUICK_RIGHT, RIGHT))
-def test_a_mean_over_examples_passes(name, batch_size):
+@pytest.mark.parametrize("proof", [True, False])
+def test_a_mean_over_examples_passes(name, batch_size, proof, monkeypatch):
+    if not proof:
+        monkeypatch.setattr(_check, "is_mean", lambda *_: False)
     params, loss, data = RIGHT[name]()
     js.surface(params, loss, data, directions=[params], grid=GRID, progress=False, batch_size=batch_size)
 
@@ -724,8 +737,9 @@ def test_every_call_waits_for_the_verdict(name):
 
 
 @pytest.mark.check
-def test_the_check_runs_within_a_context_of_the_caller():
+def test_the_check_runs_within_a_context_of_the_caller(monkeypatch):
     """The thread does not inherit the context: it passes what is right there, and refuses what is wrong."""
+    monkeypatch.setattr(_check, "is_mean", lambda *_: False)
     with jax.enable_x64(False):
         data, params = np.ones((40, 2), np.float32), {"w": jnp.eye(2)}
         result = js.surface(params, lambda p, x: (x @ p["w"]).sum(-1), data, directions=[params], grid=GRID)
@@ -736,8 +750,7 @@ def test_the_check_runs_within_a_context_of_the_caller():
 
 @pytest.mark.check
 def test_memory_that_runs_out_in_the_check_halves_the_batch(monkeypatch):
-    from jaxscape.objective import _check
-
+    monkeypatch.setattr(_check, "is_mean", lambda *_: False)
     sizes, run = [], _check._losses
 
     def small_memory(term, params, rows, size):

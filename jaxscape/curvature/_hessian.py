@@ -66,7 +66,7 @@ def extreme_eigenvalues(
         mesh: The devices, which share the examples; by default all of all processes.
         ignore: Which leaves are held fixed: None, none of them; ``"bias_norm"``, biases and normalization parameters,
             as in the paper; or a predicate on (path, leaf).
-        check: Whether to find out, by two evaluations of at most 128 examples, if the loss is a mean over examples.
+        check: Whether to find out if the loss is a mean over examples: by its jaxpr, or by at most 128 examples, twice.
         progress: True or False for a progress bar; None for one on terminals and in notebooks.
 
     Returns:
@@ -131,7 +131,7 @@ def top_eigenpairs(
         mesh: The devices, which share the examples; by default all of all processes.
         ignore: Which leaves are held fixed: None, none of them; ``"bias_norm"``, biases and normalization parameters;
             or a predicate on (path, leaf).
-        check: Whether to find out, by two evaluations of at most 128 examples, if the loss is a mean over examples.
+        check: Whether to find out if the loss is a mean over examples: by its jaxpr, or by at most 128 examples, twice.
         progress: True or False for a progress bar; None for one on terminals and in notebooks.
 
     Returns:
@@ -187,7 +187,7 @@ def hessian_trace(
         mesh: The devices, which share the examples; by default all of all processes.
         ignore: Which leaves are held fixed: None, none of them; ``"bias_norm"``, biases and normalization parameters;
             or a predicate on (path, leaf).
-        check: Whether to find out, by two evaluations of at most 128 examples, if the loss is a mean over examples.
+        check: Whether to find out if the loss is a mean over examples: by its jaxpr, or by at most 128 examples, twice.
         progress: True or False for a progress bar; None for one on terminals and in notebooks.
 
     Returns:
@@ -244,7 +244,7 @@ def spectral_density(
         mesh: The devices, which share the examples; by default all of all processes.
         ignore: Which leaves are held fixed: None, none of them; ``"bias_norm"``, biases and normalization parameters;
             or a predicate on (path, leaf).
-        check: Whether to find out, by two evaluations of at most 128 examples, if the loss is a mean over examples.
+        check: Whether to find out if the loss is a mean over examples: by its jaxpr, or by at most 128 examples, twice.
         progress: True or False for a progress bar; None for one on terminals and in notebooks.
 
     Returns:

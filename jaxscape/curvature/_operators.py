@@ -57,7 +57,7 @@ def hvp(
             or a predicate on (path, leaf). Rows and columns of these leaves are zero.
         linearize: Whether the gradient, linearized at params, is kept in memory, which makes a product 1.1 to 1.2
             times faster; None: where it takes at most a quarter of the free memory.
-        check: Whether to find out, by two evaluations of at most 128 examples, if the loss is a mean over examples.
+        check: Whether to find out if the loss is a mean over examples: by its jaxpr, or by at most 128 examples, twice.
 
     Returns:
         The operator, called from the host or inside `jax.jit` with pytrees like params; results are in at least
@@ -115,7 +115,7 @@ def ggn_product(
             or a predicate on (path, leaf). Rows and columns of these leaves are zero.
         linearize: Whether the model and the gradient, linearized at params, are kept in memory; None: where they take
             at most a quarter of the free memory.
-        check: Whether to find out, by two evaluations of at most 128 examples, if the loss is a mean over examples.
+        check: Whether to find out if the loss is a mean over examples: by its jaxpr, or by at most 128 examples, twice.
 
     Returns:
         The operator, called from the host or inside `jax.jit` with pytrees like params; results are in at least

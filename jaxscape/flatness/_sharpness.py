@@ -105,7 +105,7 @@ def sharpness(
             parameters; or a predicate on (path, leaf).
         batch_size: Examples in one call of loss_fn, at most; ``"auto"``: as is fastest.
         mesh: The devices; by default all of all processes.
-        check: Whether to find out, by two evaluations of at most 128 examples, if the loss is a mean over examples.
+        check: Whether to find out if the loss is a mean over examples: by its jaxpr, or by at most 128 examples, twice.
         progress: True or False for a progress bar; None for one on terminals and in notebooks.
 
     Returns:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxscape import trees
 from jaxscape.convolution import compiler_options
 from jaxscape.objective._batches import even_size, rows_of
+from jaxscape.objective._proof import is_mean
 from jaxscape.objective._trace import Computation
 from jaxscape.types import Params
 
@@ -72,6 +73,7 @@ class Check:
 def check_is_mean(term: "Term", params: Params, batch_size: int | None) -> Check:
     """The check that the value of a loss does not depend on how the data are cut into batches.
 
+    Most losses are proven to be means, by what they are made of, and nothing is computed. Else they are evaluated:
     Up to `EXAMPLES` examples, evenly spaced in the data, are evaluated at params in batches of consecutive ones, as
     large as those of the trace that identifies the loss, and in batches of at most 8 drawn at random: of data that are
     sorted, say by length, the two differ most. The loss of each example, or the mean of batch means, must be the same
@@ -87,12 +89,20 @@ def check_is_mean(term: "Term", params: Params, batch_size: int | None) -> Check
         The check, which has not begun.
     """
     large = term.canonical if batch_size is None else even_size(term.examples, max(2, min(batch_size, EXAMPLES)))
+    proven = term.traced(large).computation, large
+    if proven in _passed:
+        return Check()
     with jax.ensure_compile_time_eval():  # within a transform too, values are values
         key = _key(term, params, large)
     if key in _passed:
         return Check()
-    for size in (large, _smaller(large)):
+    small = _smaller(large)
+    for size in (large, small):
         term.traced(size)  # here: within `ensure_compile_time_eval` what depends on no argument would be run at once
+    batch = jax.tree.leaves((jax.tree.map(lambda _: False, params), jax.tree.map(lambda _: True, term.data)))
+    if small < large and is_mean(term.traced(large), term.traced(small), (large, small), batch):
+        _passed[proven] = None
+        return Check()
     return Check(lambda: _begun(term, params, large, key))
 
 

@@ -185,7 +185,7 @@ def depends_on(jaxpr: core.Jaxpr, outputs: Collection[int]) -> tuple[core.Jaxpr,
 
 def results_of_products(jaxpr: core.Jaxpr) -> list[int]:
     """How many numbers each matrix product and each convolution gives, in the bodies of loops and branches too."""
-    inner = [results_of_products(inner) for eqn in jaxpr.eqns for inner in _inner_jaxprs(eqn)]
+    inner = [results_of_products(inner) for eqn in jaxpr.eqns for inner in inner_jaxprs(eqn)]
     results: list[Any] = [
         eqn.outvars[0].aval for eqn in jaxpr.eqns if eqn.primitive.name in ("dot_general", "conv_general_dilated")
     ]
@@ -209,7 +209,8 @@ def _inner(jaxpr: Any) -> core.Jaxpr:
     return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
 
 
-def _inner_jaxprs(eqn: core.JaxprEqn) -> Iterator[core.Jaxpr]:
+def inner_jaxprs(eqn: core.JaxprEqn) -> Iterator[core.Jaxpr]:
+    """The jaxprs in the parameters of an operation."""
     for value in eqn.params.values():
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, core.Jaxpr | core.ClosedJaxpr):
@@ -217,7 +218,7 @@ def _inner_jaxprs(eqn: core.JaxprEqn) -> Iterator[core.Jaxpr]:
 
 
 def _has_shardings(eqn: core.JaxprEqn) -> bool:
-    return any(e.primitive.name in _SHARDINGS or _has_shardings(e) for j in _inner_jaxprs(eqn) for e in j.eqns)
+    return any(e.primitive.name in _SHARDINGS or _has_shardings(e) for j in inner_jaxprs(eqn) for e in j.eqns)
 
 
 def _map_jaxprs(value: Any, function: Callable[[core.Jaxpr], core.Jaxpr]) -> Any:

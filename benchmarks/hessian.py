@@ -10,6 +10,9 @@ of 1 %; SciPy calls ARPACK twice at each point, once for each end, on the same c
 
 Risk (`risk`): what it costs to know that no end is missing: products at 3x3 points of that plane, by the probability of
 a miss, and how many ends of diagonal matrices are missed where an eigenvalue lies 1.2 % beyond that of the start.
+
+Pilot (`pilot`, `pilot-noshort`): a map of 3x3 points of that plane, all digits, with and without a pilot of an eighth
+of them. Pilot errors (`pilot-errors`): ends of 72 dense Hessians of a small MLP against those of maps with pilots.
 """
 
 import functools
@@ -24,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse.linalg
 import torch
+import xarray as xr
 from jax.flatten_util import ravel_pytree
 from torch.nn import functional as F  # noqa: N812
 
@@ -36,7 +40,7 @@ from jaxscape.curvature._operators import one_mesh
 from jaxscape.linalg import Goal, krylov
 from jaxscape.linalg._krylov import Pairs
 
-CASES = ("resnet20-8", "resnet20-32", "map", "risk")
+CASES = ("resnet20-8", "resnet20-32", "map", "risk", "pilot", "pilot-noshort", "pilot-errors")
 RISKS = (math.inf, 0.1, 0.03, 0.01)
 
 
@@ -219,10 +223,72 @@ def risks() -> dict[str, Any]:
     return {"case": "risk"} | {str(risk): f"{counts[risk]} products, missed {misses(risk)}" for risk in RISKS}
 
 
+def pilots(case: str, turns: int) -> dict[str, Any]:
+    """The row of a pilot: products in units of one on all examples, time, and differences from the map without."""
+    run = problems.trained("resnet20", noshort=case.endswith("noshort"))
+    examples = len(run.data.labels)
+    grid, directions = js.Grid.plane((-1, 1, 3), (-1, 1, 3)), js.random_directions(0, run.params)
+
+    def mapped(pilot: int | None) -> xr.Dataset:
+        options = {"directions": directions, "grid": grid, "pilot": pilot, "progress": False}
+        return js.eigenvalue_map(run.params, run.loss_fn, run.data, **options)
+
+    mapped(examples // 8)  # compiles
+    ratios = []
+    for _ in range(turns):
+        alone, whole = seconds(lambda: mapped(None))
+        spent, result = seconds(lambda: mapped(examples // 8))
+        ratios.append(alone / spent)
+    count = float(result.num_matvecs.sum() + result.pilot_matvecs.sum() * (examples // 8) / examples)
+    off = {end: np.abs(result[f"{end}_eigenvalue"] / whole[f"{end}_eigenvalue"] - 1).values for end in ("min", "max")}
+    return {
+        "case": case,
+        "products": f"{count:.0f} instead of {int(whole.num_matvecs.sum())}",
+        "faster": f"{statistics.median(ratios):.2f}",
+        "not converged": int((~result.converged).sum()),
+        "largest difference": f"{off['min'].max():.2%} and {off['max'].max():.2%}",
+    }
+
+
+def pilot_errors() -> dict[str, Any]:
+    """The row of the errors of maps with a pilot, against dense Hessians."""
+    jax.config.update("jax_enable_x64", True)  # noqa: FBT003
+    rng = np.random.default_rng(1)
+    data = rng.normal(size=(400, 6)), rng.integers(0, 4, 400)
+    keys = jax.random.split(jax.random.key(0), 2)
+    params = {"first": jax.random.normal(keys[0], (6, 12)), "second": jax.random.normal(keys[1], (12, 4))}
+    flat, unravel = ravel_pytree(params)
+
+    def loss(params: Any, batch: Any) -> Any:
+        logits = jax.nn.relu(batch[0] @ params["first"] / 2.5) @ params["second"] / 3.5
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), batch[1][:, None], 1)[:, 0]
+
+    dense = jax.jit(jax.hessian(lambda flat: loss(unravel(flat), data).mean()))
+    grid, row = js.Grid.plane((-1, 1, 3), (-1, 1, 3)), {"case": "pilot-errors"}
+    for pilot in (50, 100, 200):
+        over = []
+        for seed in range(8):
+            directions = js.random_directions(seed, params)
+            options = {"directions": directions, "grid": grid, "progress": False, "seed": seed}
+            result = js.eigenvalue_map(params, loss, data, pilot=pilot, **options)
+            for i, coords in enumerate(grid.points()):
+                point = ravel_pytree(trees.displace(params, directions.basis, jnp.asarray(coords)))[0]
+                ends = np.linalg.eigvalsh(dense(point))[[0, -1]]
+                for end, value in zip(("min", "max"), ends, strict=True):
+                    error = result[f"{end}_error"].values.ravel()[i]
+                    over.append(abs(result[f"{end}_eigenvalue"].values.ravel()[i] - value) / error)
+        row[str(pilot)] = f"beyond the error {np.mean(np.array(over) > 1):.1%}, twice {np.mean(np.array(over) > 2):.1%}"
+    return row
+
+
 def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
     """One row."""
     if case == "risk":
         return risks()
+    if case == "pilot-errors":
+        return pilot_errors()
+    if case.startswith("pilot"):
+        return pilots(case, turns)
     return maps(turns) if case == "map" else products(case.partition("-")[2], turns, budget)
 
 

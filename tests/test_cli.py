@@ -302,6 +302,7 @@ def test_line_evaluates_train_and_test_along_one_direction(run, capsys):
 @pytest.mark.slow
 def test_hessian_is_that_of_the_library(run, capsys, more):
     options = ["--points", "3x2", "--range", "-0.5", "1", "--seed", "7", "--subset", "15", "--weights-only"]
+    options += ["--pilot", "10"]
     assert cli.main(["hessian", str(run), *options, "--tol", "1e-5", *(["--spectrum"] if more else [])]) == 0
     result = read(run / "hessian.zarr")
     expected = js.eigenvalue_map(
@@ -312,6 +313,7 @@ def test_hessian_is_that_of_the_library(run, capsys, more):
         grid=js.Grid.plane((-0.5, 1, 3), (-0.5, 1, 2)),
         tol=1e-5,
         subset=15,
+        pilot=10,
         seed=7,
         ignore="bias_norm",
         progress=False,

@@ -116,7 +116,8 @@ def test_params_that_are_tied_to_a_device(whole):
     xr.testing.assert_identical(result.drop_attrs(), whole.drop_attrs())
 
 
-def test_extremes_that_cross_along_the_way():
+@pytest.mark.parametrize("pilot", [None, 1])
+def test_extremes_that_cross_along_the_way(pilot):
     """Eigenvectors that stay where they are while others pass them: at each point those of the ends are reported."""
     middle = np.random.default_rng(0).uniform(-0.1, 0.9, 2000)
 
@@ -130,7 +131,7 @@ def test_extremes_that_cross_along_the_way():
     along = {"s": jnp.ones((1, 1)), "w": jnp.zeros((1, len(middle)))}
     grid = js.Grid.line(0, 1, 4)
     options = {"directions": [along], "grid": grid, "ignore": lambda path, leaf: leaf.size == 1, "progress": False}
-    result = js.eigenvalue_map(params, loss, jnp.ones(2), **options)
+    result = js.eigenvalue_map(params, loss, jnp.ones(2), pilot=pilot, **options)
     assert result.converged.all()
     for i, s in enumerate(grid.axes[0]):
         ends = np.sort(spectrum(s))[[0, -1]]
@@ -141,6 +142,60 @@ def test_points_do_not_depend_on_their_neighbours(whole):
     one = mapped(grid=js.Grid((GRID.axes[0][:1], GRID.axes[1][:1])))
     for name in ("min_eigenvalue", "max_eigenvalue"):
         np.testing.assert_allclose(one[name][0, 0], whole[name][0, 0], rtol=1e-8)
+
+
+WIDE, MANY = mlp_params((6, 12, 4)), classification_data(examples=400, features=6)
+
+
+def test_a_pilot_spares_products_and_its_errors_are_honest():
+    options = {"grid": js.Grid.plane((-1, 1, 3), (-1, 1, 3)), "directions": js.random_directions(1, WIDE)}
+    options |= {"progress": False, "max_matvecs": 300}
+    whole = js.eigenvalue_map(WIDE, loss_fn, MANY, **options)
+    result = js.eigenvalue_map(WIDE, loss_fn, MANY, pilot=100, **options)
+    assert result.converged.all()
+    assert result.attrs["pilot"] == "100 examples drawn with seed 0"
+    flat, unravel = ravel_pytree(WIDE)
+    for i, coords in enumerate(options["grid"].points()):
+        point, _ = ravel_pytree(trees.displace(WIDE, options["directions"].basis, jnp.asarray(coords)))
+        matrix = jax.hessian(lambda f: jnp.mean(loss_fn(unravel(f), MANY)))(point)
+        exact = np.linalg.eigvalsh(matrix)[[0, -1]]
+        for name, value in zip(("min", "max"), exact, strict=True):
+            estimate = float(result[f"{name}_eigenvalue"].values.ravel()[i])
+            error = float(result[f"{name}_error"].values.ravel()[i])
+            assert error <= 0.01 * abs(estimate)
+            assert abs(estimate - value) <= 2 * error + 1e-14
+            assert error <= max(result[f"{name}_residual"].values.ravel()[i], 1e-12)  # no less than rounding
+    assert result.num_matvecs.sum() + result.pilot_matvecs.sum() / 4 < 0.8 * whole.num_matvecs.sum()
+
+
+def test_what_the_pilot_does_not_see_is_still_an_eigenpair():
+    """One example of 200 has all of the largest curvature, and the pilot lacks it: residuals are of all examples."""
+    data = jnp.zeros(200).at[7].set(1.0)
+
+    def loss(w, x):
+        return 0.5 * ((w**2) @ jnp.linspace(-1, 1, 50) + 500 * x * w[3] ** 2)
+
+    options = {"directions": [jnp.ones(50)], "grid": js.Grid.line(0, 1, 2), "progress": False, "tol": 1e-4}
+    result = js.eigenvalue_map(jnp.ones(50), loss, data, pilot=20, **options)
+    spectrum = np.linspace(-1, 1, 50) + 2.5 * (np.arange(50) == 3)
+    for name in ("min", "max"):
+        values = result[f"{name}_eigenvalue"].values
+        assert (np.abs(values[:, None] - spectrum).min(1) <= result[f"{name}_residual"].values).all()
+
+
+def test_a_pilot_of_several_terms_devices_and_a_store(tmp_path):
+    terms = {"a": loss_fn, "b": lambda p, x: 0.1 * (mlp_apply(p, x) ** 2).sum(1)}
+    data = {"a": MANY, "b": MANY[0][:50]}
+    options = {"directions": js.random_directions(1, WIDE), "grid": js.Grid.plane((0, 1, 2), (0, 1, 2))}
+    options |= {"progress": False, "pilot": 60, "tol": 1e-6}
+    one = js.eigenvalue_map(WIDE, terms, data, mesh=Mesh(jax.devices()[:1], ("points",)), **options)
+    several = js.eigenvalue_map(WIDE, terms, data, store=tmp_path / "map.zarr", **options)
+    for name in ("min_eigenvalue", "max_eigenvalue"):
+        np.testing.assert_allclose(one[name], several[name], rtol=1e-9)
+    again = js.eigenvalue_map(WIDE, terms, data, store=tmp_path / "map.zarr", **options)
+    np.testing.assert_array_equal(again.max_error, several.max_error)
+    with pytest.raises(ValueError, match="pilot is '60 examples drawn with seed 0' there and '70 examples"):
+        js.eigenvalue_map(WIDE, terms, data, store=tmp_path / "map.zarr", **{**options, "pilot": 70})
 
 
 def test_a_subset_is_seeded_and_told():
@@ -220,6 +275,8 @@ def test_a_store_of_another_result_is_refused(tmp_path):
     [
         ({"subset": 24}, "subset is 24, expected between 1 and the 23 examples"),
         ({"subset": 0}, "subset is 0, expected"),
+        ({"pilot": 24}, "pilot is 24, expected between 1 and the 23 examples"),
+        ({"pilot": 11, "subset": 10}, "pilot is 11, expected between 1 and the 10 examples"),
         ({"grid": js.Grid.line()}, "grid has 1 axes for 2 directions"),
         ({"max_basis": 2}, "max_basis is 2, expected at least 6"),
         ({"tol": -1.0}, "tol is -1.0"),

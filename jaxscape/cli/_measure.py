@@ -145,6 +145,7 @@ def hessian(args: argparse.Namespace) -> None:
         tol=args.tol,
         max_matvecs=args.max_matvecs,
         subset=args.subset,
+        pilot=args.pilot,
         ignore=ignore,
         batch_size=args.batch_size,
         store=store,

@@ -64,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_plane(hessian, _measure.hessian)
     hessian.add_argument("--points", type=_points, default=[11], metavar="N[xM]", help="points per axis (default: 11)")
     hessian.add_argument("--split", choices=("train", "test"), default="train", help="the data (default: train)")
+    hessian.add_argument("--pilot", type=int, metavar="N", help="look for the ends on so many examples first")
     hessian.add_argument("--subset", type=int, metavar="N", help="so many examples, drawn with --seed (default: all)")
     hessian.add_argument("--tol", type=float, default=1e-2, help="relative residual (default: 0.01)")
     hessian.add_argument("--max-matvecs", type=int, default=100, metavar="N", help="products a point (default: 100)")

@@ -24,7 +24,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxscape import trees
-from jaxscape.linalg._ritz import Goal, Space, Which, complete, negligible, ritz_pairs, small
+from jaxscape.linalg._ritz import Goal, Ritz, Space, Which, complete, errors, gaps, negligible, ritz_pairs, small
 
 _COLUMNS = 2**16  # of the basis, that a restart combines at once: it needs no second basis
 _NOISE = 3.0  # its norm over that of a start: residuals fell as fast as with 0.1, and what is missing showed sooner
@@ -36,6 +36,8 @@ class Pairs(NamedTuple):
     values: Float[Array, " k"]
     vectors: Float[Array, "k n"]
     residuals: Float[Array, " k"]
+    errors: Float[Array, " k"]  # of the values, as `jaxscape.linalg._ritz.errors` estimates them
+    gaps: Float[Array, " k"]  # how far the values are at least from those that are not among them
     converged: Bool[Array, " k"]
     num_matvecs: Int[Array, ""]
 
@@ -49,6 +51,7 @@ def krylov(
     max_matvecs: int,
     max_basis: int,
     start: Float[Array, " n"] | None = None,
+    similar: tuple[Float[Array, " num"], Float[Array, " num"]] | None = None,
 ) -> Pairs:
     """Some eigenpairs of a symmetric operator on flat vectors, as `lanczos` finds them.
 
@@ -62,6 +65,8 @@ def krylov(
         max_basis: Vectors in memory at most: the space, the next one and its product.
         start: Where to look first beside the noise, say the sum of a neighbour's eigenvectors: residuals are small
             sooner. Whether something is missing rests on the noise alone.
+        similar: The values of an operator much like this one, and how far they are there from others, for the errors:
+            a small space knows few of the others. Gaps count less twice what the values differ by.
 
     Returns:
         The pairs.
@@ -69,27 +74,28 @@ def krylov(
     Raises:
         ValueError: An option is out of its range.
     """
-    num, which, tol, risk = goal
-    check_options(num, max_matvecs, tol, max_basis)
+    num, which = goal.num, goal.which
+    check_options(num, max_matvecs, goal.tol, max_basis)
     rows = min(max_basis - 2, noise.shape[0])
-    first, log_odds = _first(noise, start, risk)
+    first, log_odds = _first(noise, start, goal.risk)
     del noise, start
     space = _empty(first, key, rows, max_matvecs)._replace(log_odds=log_odds)
+    similar = similar or (jnp.zeros(num, first.dtype), jnp.full(num, jnp.inf, first.dtype))
     del first
 
     def grow(space: Space) -> Space:
-        space = _judged(_extend(space, _image(matvec, space.vector)), goal, max_matvecs - num)
+        space = _judged(_extend(space, _image(matvec, space.vector)), goal, max_matvecs - num, similar)
         exhausted, full = _flags(space)
         space = _if(exhausted, _go_on, space)
         return _if(full, functools.partial(_restart, num=num, which=which), space)
 
     space = _until_done(grow, space)
-    answer = _answer(space, goal)
+    answer = _answer(space, goal, similar)
     del space  # the basis
     vectors = _of_norm_one(answer.vectors)
     measured = [_measured(v, matvec(v), answer.scale) for v in vectors]
-    values, residuals, converged = _judged_pairs(measured, answer._replace(vectors=None), tol)
-    return Pairs(values, vectors, residuals, converged, answer.matvecs)
+    values, residuals, off, converged = _judged_pairs(measured, answer._replace(vectors=None), goal)
+    return Pairs(values, vectors, residuals, off, answer.gaps * answer.scale, converged, answer.matvecs)
 
 
 def check_options(num: int, max_matvecs: int, tol: float, max_basis: int) -> None:
@@ -180,6 +186,7 @@ class _Answer(NamedTuple):
     Attributes:
         vectors: As rows.
         complete: Whether nothing is missing before each.
+        gaps: How far the values over ``scale`` are from others.
         norm: Of the operator over ``scale``.
         scale: The power of two that the operator is divided by.
         matvecs: Products, with those that measure the residuals.
@@ -187,25 +194,38 @@ class _Answer(NamedTuple):
 
     vectors: Float[Array, "num n"] | None
     complete: Bool[Array, " num"]
+    gaps: Float[Array, " num"]
     norm: Float[Array, ""]
     scale: Float[Array, ""]
     matvecs: Int[Array, ""]
 
 
 @functools.partial(jax.jit, static_argnames="goal")
-def _answer(space: Space, goal: Goal) -> _Answer:
+def _answer(space: Space, goal: Goal, similar: tuple[Array, Array]) -> _Answer:
     ritz = ritz_pairs(space, goal.num, goal.which)
     vectors = _product(ritz.coordinates[:, : goal.num].T, space.basis)
     norm, matvecs = jnp.linalg.norm(space.projected), space.matvecs + goal.num
-    return _Answer(vectors, complete(space, ritz, goal), norm, _known(space.scale), matvecs)
+    apart = _apart(space, ritz, similar)
+    return _Answer(vectors, complete(space, ritz, goal), apart, norm, _known(space.scale), matvecs)
 
 
-@functools.partial(jax.jit, static_argnames="tol")
-def _judged_pairs(measured: list[tuple[Array, Array]], answer: _Answer, tol: float) -> tuple[Array, Array, Array]:
-    """Values and residuals of the operator itself, and which are converged."""
+def _apart(space: Space, ritz: Ritz, similar: tuple[Array, Array]) -> Array:
+    """How far the values over ``scale`` are from others: as far as in this space, and as for a similar operator."""
+    values, there = (x / _known(space.scale) for x in similar)
+    num = len(values)
+    there = jnp.maximum(there - 2 * jnp.abs(ritz.values[:num] - values), 0)
+    return jnp.minimum(gaps(space, ritz, num), jnp.where(jnp.isfinite(there), there, jnp.inf))
+
+
+@functools.partial(jax.jit, static_argnames="goal")
+def _judged_pairs(
+    measured: list[tuple[Array, Array]], answer: _Answer, goal: Goal
+) -> tuple[Array, Array, Array, Array]:
+    """Values, residuals and errors of the values, of the operator itself, and which pairs are converged."""
     values, residuals = (jnp.stack(column) for column in zip(*measured, strict=True))
-    converged = small(residuals, values, answer.norm, tol) & answer.complete
-    return values * answer.scale, residuals * answer.scale, converged
+    off = jnp.maximum(errors(residuals, answer.gaps), negligible(answer.norm))  # the values are rounded, too
+    converged = small(off if goal.by == "error" else residuals, values, answer.norm, goal.tol) & answer.complete
+    return values * answer.scale, residuals * answer.scale, off * answer.scale, converged
 
 
 @jax.jit
@@ -281,11 +301,14 @@ def _known(scale: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="goal", donate_argnums=0)
-def _judged(space: Space, goal: Goal, max_matvecs: int) -> Space:
+def _judged(space: Space, goal: Goal, max_matvecs: int, similar: tuple[Array, Array]) -> Space:
     """The space, done if it has all that is wanted or can have no more."""
     n, norm = len(space.vector), jnp.linalg.norm(space.projected)
     ritz = ritz_pairs(space, goal.num, goal.which)
-    converged = small(ritz.bounds[: goal.num], ritz.values[: goal.num], norm, goal.tol) & complete(space, ritz, goal)
+    off = ritz.bounds[: goal.num]
+    if goal.by == "error":
+        off = errors(off, _apart(space, ritz, similar))
+    converged = small(off, ritz.values[: goal.num], norm, goal.tol) & complete(space, ritz, goal)
     broken = ~jnp.isfinite(norm)  # a NaN stays: no product can mend it
     ended = (space.size == n) | (space.matvecs >= max_matvecs)
     return space._replace(done=converged.all() | ended | broken)

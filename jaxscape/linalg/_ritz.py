@@ -50,6 +50,8 @@ class Goal(NamedTuple):
         tol: A pair is converged when its residual is at most ``tol`` times the magnitude of its eigenvalue and nothing
             better is likely to be missing. For an eigenvalue that rounding cannot tell from 0, what rounding makes of 0
             takes the place of that product.
+        by: What must be within the tolerance: the residual, which bounds the error of the eigenvalue strictly, or the
+            error as `errors` estimates it, which is far smaller.
         risk: The probability, at most, of each eigenvalue to be missing that should have come before a pair and differs
             by more than the tolerance from all that did; infinity: the residual is enough.
     """
@@ -58,6 +60,7 @@ class Goal(NamedTuple):
     which: Which
     tol: float
     risk: float = RISK
+    by: Literal["residual", "error"] = "residual"
 
 
 class Space(NamedTuple):
@@ -160,6 +163,27 @@ def log_growth(space: Space, ritz: Ritz, at: Float[Array, " k"]) -> Float[Array,
 def negligible(norm: Float[Array, ""]) -> Float[Array, ""]:
     """What rounding makes of an eigenvalue 0 of an operator of this norm."""
     return _FLOOR * jnp.finfo(norm.dtype).eps * norm
+
+
+def errors(residuals: Array, gaps: Array) -> Array:
+    """The errors of Ritz values: ``min(r, r^2 / gap)`` (Temple 1928, Kato 1949; Parlett 1998, theorem 11.7.1).
+
+    Args:
+        residuals: Norms ``r`` of the residuals.
+        gaps: Distances to the nearest of the other eigenvalues, as far as they are known; 0: not known.
+
+    Returns:
+        One for each value.
+    """
+    return jnp.where(residuals < gaps, residuals**2 / jnp.where(gaps > 0, gaps, 1), residuals)
+
+
+def gaps(space: Space, ritz: Ritz, num: int) -> Float[Array, " num"]:
+    """How far the first Ritz values are at least from all others, less what these may still move; 0: too near."""
+    other = (jnp.arange(len(ritz.values)) >= num) & (jnp.arange(len(ritz.values)) < space.size)
+    apart = jnp.abs(ritz.values[:num, None] - ritz.values) - ritz.bounds
+    nearest = jnp.min(jnp.where(other, apart, jnp.inf), axis=1)
+    return jnp.where(jnp.isfinite(nearest), jnp.maximum(nearest, 0), 0)
 
 
 def small(residuals: Array, values: Array, norm: Array, tol: float) -> Array:

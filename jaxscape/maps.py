@@ -257,7 +257,7 @@ def plane_hessian(
         grid: Coordinates in units of the directions; None: 51x51 points over [-1, 1] for two directions, 401 for one.
         subset: So many examples of the data (of each term), drawn with ``seed``, stand for all of them; None: all.
         batch_size: Examples of each device at a time, at most; ``"auto"``: as many as a CPU's cache holds the linear
-            function of, 512 on other devices.
+            function of, or 8 GB on other devices.
         mesh: The devices, which share the points; by default all of all processes. Along an axis named ``"data"``
             devices of one process share the examples of a point instead.
         check: Whether to find out if the loss is a mean over examples: by its jaxpr, or by at most 128 examples, twice.

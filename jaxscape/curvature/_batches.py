@@ -90,7 +90,7 @@ def choose_batch_size(source: Source, subspace: Subspace, lanes: int = 1) -> int
     )
     params = trees.size(subspace.params_like) * subspace.dtype.itemsize
     each = max(bytes_of(prepared) - params, term.canonical) / term.canonical
-    room = _CACHED if on_cpu else min(_ROOMY, *(_memory(device) // 8 for device in jax.local_devices()))
+    room = _CACHED if on_cpu else min(_ROOMY, *(_memory(device) / 8 for device in jax.local_devices()))
     size = int(2 ** np.clip(np.round(np.log2(room / each)), *((3, 9) if on_cpu else (0, 20))))
     return min(size, max(8 if on_cpu else 1, -(-term.examples // lanes)))
 

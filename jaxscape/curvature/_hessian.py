@@ -62,7 +62,7 @@ def extreme_eigenvalues(
         max_matvecs: Products at most, at least 3.
         max_basis: Vectors in memory at most, at least 6.
         batch_size: Examples of each device at a time, at most; ``"auto"``: as many as a CPU's cache holds the linear
-            function of, 512 on other devices.
+            function of, or 8 GB on other devices.
         mesh: The devices, which share the examples; by default all of all processes.
         ignore: Which leaves are held fixed: None, none of them; ``"bias_norm"``, biases and normalization parameters,
             as in the paper; or a predicate on (path, leaf).
@@ -127,7 +127,7 @@ def top_eigenpairs(
         max_matvecs: Products at most; None: 100, or 20 for each pair if that is more.
         max_basis: Vectors in memory at most; None: 40, or 4 for each pair if that is more.
         batch_size: Examples of each device at a time, at most; ``"auto"``: as many as a CPU's cache holds the linear
-            function of, 512 on other devices.
+            function of, or 8 GB on other devices.
         mesh: The devices, which share the examples; by default all of all processes.
         ignore: Which leaves are held fixed: None, none of them; ``"bias_norm"``, biases and normalization parameters;
             or a predicate on (path, leaf).
@@ -183,7 +183,7 @@ def hessian_trace(
         method: ``"hutch++"`` or ``"hutchinson"``.
         key: A JAX random key, or an integer seed, of the vectors.
         batch_size: Examples of each device at a time, at most; ``"auto"``: as many as a CPU's cache holds the linear
-            function of, 512 on other devices.
+            function of, or 8 GB on other devices.
         mesh: The devices, which share the examples; by default all of all processes.
         ignore: Which leaves are held fixed: None, none of them; ``"bias_norm"``, biases and normalization parameters;
             or a predicate on (path, leaf).
@@ -240,7 +240,7 @@ def spectral_density(
         sigma: Width of the Gaussians; None: a hundredth of the range of the Ritz values.
         key: A JAX random key, or an integer seed, of the probes.
         batch_size: Examples of each device at a time, at most; ``"auto"``: as many as a CPU's cache holds the linear
-            function of, 512 on other devices.
+            function of, or 8 GB on other devices.
         mesh: The devices, which share the examples; by default all of all processes.
         ignore: Which leaves are held fixed: None, none of them; ``"bias_norm"``, biases and normalization parameters;
             or a predicate on (path, leaf).

@@ -51,7 +51,7 @@ def hvp(
         params: Any pytree of floating arrays.
         data: Arrays with a common leading example axis, e.g. ``(images, labels)``; None for a loss without data.
         batch_size: Examples of each device at a time, at most; ``"auto"``: as many as a CPU's cache holds the linear
-            function of, 512 on other devices.
+            function of, or 8 GB on other devices.
         mesh: The devices, which share the examples; by default all of all processes.
         ignore: Which leaves are held fixed: None, none of them; ``"bias_norm"``, biases and normalization parameters;
             or a predicate on (path, leaf). Rows and columns of these leaves are zero.
@@ -109,7 +109,7 @@ def ggn_product(
         params: Any pytree of floating arrays.
         data: Arrays with a common leading example axis, e.g. ``(images, labels)``; None for a loss without data.
         batch_size: Examples of each device at a time, at most; ``"auto"``: as many as a CPU's cache holds the linear
-            function of, 512 on other devices.
+            function of, or 8 GB on other devices.
         mesh: The devices, which share the examples; by default all of all processes.
         ignore: Which leaves are held fixed: None, none of them; ``"bias_norm"``, biases and normalization parameters;
             or a predicate on (path, leaf). Rows and columns of these leaves are zero.

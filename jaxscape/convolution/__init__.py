@@ -5,6 +5,7 @@ another form is known to be faster. `rewrite` does the same to a jaxpr. `compile
 `jax.jit` around the transformed function.
 """
 
+from jaxscape.convolution._rules import inside
 from jaxscape.convolution._transform import compiler_options, fast_convolutions, has_convolution, rewrite
 
-__all__ = ["compiler_options", "fast_convolutions", "has_convolution", "rewrite"]
+__all__ = ["compiler_options", "fast_convolutions", "has_convolution", "inside", "rewrite"]

@@ -17,7 +17,7 @@ from jaxscape.convolution._fold import Folded
 from jaxscape.convolution._forms import Spec, native
 from jaxscape.convolution._gpu import gpu_rules
 from jaxscape.convolution._rows import computed_once
-from jaxscape.convolution._rules import Rules, inside
+from jaxscape.convolution._rules import Rules, convolutions, inside
 
 # Primitives that run the jaxprs in their parameters without further changes, so that a rewritten jaxpr can replace the
 # original. Other primitives with jaxprs (for example a Pallas kernel) are not rewritten. The value says whether the
@@ -96,9 +96,7 @@ def rewrite(jaxpr: core.Jaxpr, *, backend: str | None = None) -> core.ClosedJaxp
 
 def has_convolution(jaxpr: core.Jaxpr) -> bool:
     """Whether a jaxpr, or one inside it, has a convolution in XLA's native form."""
-    return any(
-        eqn.primitive.name == "conv_general_dilated" or any(map(has_convolution, inside(eqn))) for eqn in jaxpr.eqns
-    )
+    return next(convolutions(jaxpr), None) is not None
 
 
 def compiler_options(backend: str | None = None, *, linear: bool = False) -> dict[str, str]:

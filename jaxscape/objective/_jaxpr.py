@@ -7,7 +7,7 @@ function reads from outside may have changed since) and more (a new lambda may c
 import hashlib
 import math
 import re
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 from jax.sharding import AbstractMesh
 
+from jaxscape.convolution import inside
 from jaxscape.trees import array_digest
 
 _CALLS = ("jit", "pjit")
@@ -185,7 +186,7 @@ def depends_on(jaxpr: core.Jaxpr, outputs: Collection[int]) -> tuple[core.Jaxpr,
 
 def results_of_products(jaxpr: core.Jaxpr) -> list[int]:
     """How many numbers each matrix product and each convolution gives, in the bodies of loops and branches too."""
-    inner = [results_of_products(inner) for eqn in jaxpr.eqns for inner in inner_jaxprs(eqn)]
+    inner = [results_of_products(inner) for eqn in jaxpr.eqns for inner in inside(eqn)]
     results: list[Any] = [
         eqn.outvars[0].aval for eqn in jaxpr.eqns if eqn.primitive.name in ("dot_general", "conv_general_dilated")
     ]
@@ -209,16 +210,8 @@ def _inner(jaxpr: Any) -> core.Jaxpr:
     return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
 
 
-def inner_jaxprs(eqn: core.JaxprEqn) -> Iterator[core.Jaxpr]:
-    """The jaxprs in the parameters of an operation."""
-    for value in eqn.params.values():
-        for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, core.Jaxpr | core.ClosedJaxpr):
-                yield _inner(item)
-
-
 def _has_shardings(eqn: core.JaxprEqn) -> bool:
-    return any(e.primitive.name in _SHARDINGS or _has_shardings(e) for j in inner_jaxprs(eqn) for e in j.eqns)
+    return any(e.primitive.name in _SHARDINGS or _has_shardings(e) for j in inside(eqn) for e in j.eqns)
 
 
 def _map_jaxprs(value: Any, function: Callable[[core.Jaxpr], core.Jaxpr]) -> Any:

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from jaxscape.objective._jaxpr import identify, inner_jaxprs
+from jaxscape.convolution import inside
+from jaxscape.objective._jaxpr import identify
 from jaxscape.objective._proof_rules import INSIDE, RULES, linear
 from jaxscape.objective._proof_states import Kind, Pair, Rows, State, UnprovenError
 from jaxscape.objective._trace import Traced
@@ -149,7 +150,7 @@ def _equal_arrays(a: Any, b: Any) -> bool:
 
 def _equal_params(one: Any, other: Any) -> bool:
     """Whether two operations on constants do the same: then a constant is the same for both batches."""
-    if not any(any(inner_jaxprs(eqn)) for eqn in (one, other)):
+    if not any(any(inside(eqn)) for eqn in (one, other)):
         return repr(one.params) == repr(other.params)  # their literals are equal, or they would be no constants
     return identify(_alone(one)) == identify(_alone(other))
 

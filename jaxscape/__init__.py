@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxscape.interpolation import Curve, connect, interpolate, loss_barrier
     from jaxscape.linalg import Operator, lanczos
     from jaxscape.maps import eigenvalue_map, plane_hessian
+    from jaxscape.objective import Stream
     from jaxscape.runs import load_run
     from jaxscape.surfaces import surface
     from jaxscape.sweep import load
@@ -34,6 +35,7 @@ __all__ = [
     "Grid",
     "Operator",
     "Spec",
+    "Stream",
     "align",
     "connect",
     "datasets",
@@ -79,6 +81,7 @@ _NAMES = {
     "interpolation": ("Curve", "connect", "interpolate", "loss_barrier"),
     "linalg": ("Operator", "lanczos"),
     "maps": ("eigenvalue_map", "plane_hessian"),
+    "objective": ("Stream",),
     "runs": ("load_run",),
     "surfaces": ("surface",),
     "sweep": ("load",),

@@ -16,6 +16,7 @@ from jaxscape.objective import (
     Objective,
     batch_sizes,
     cached_examples,
+    even_size,
     num_lanes,
     results_of_products,
     stack_batches,
@@ -78,7 +79,8 @@ def test_points_side_by_side(width):
 @pytest.mark.parametrize(("examples", "batch_size"), [(10, 4), (7, 7), (7, 100), (1437, 128), (5, 1)])
 @pytest.mark.parametrize("shares", [1, 3])
 def test_batches_hold_every_example_once(examples, batch_size, shares):
-    batches, sizes = stack_batches(np.arange(examples), batch_size, shares), batch_sizes(examples, batch_size, shares)
+    sizes = batch_sizes(examples, batch_size, shares)
+    batches = stack_batches(np.arange(examples), len(sizes), even_size(examples, batch_size))
     assert batches.shape[1] <= batch_size
     assert len(batches) % shares == 0
     examples_in_batches = np.concatenate([batch[:size] for batch, size in zip(batches, sizes, strict=True)])

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from jaxscape import trees
 from jaxscape.curvature._forms import Source
-from jaxscape.objective import Term, batch_sizes, num_examples, rows_of, stack_batches
+from jaxscape.objective import Term, batch_sizes, even_size, num_examples, rows_of, stack_batches
 from jaxscape.subspace import Subspace
 from jaxscape.types import Data
 
@@ -22,7 +22,15 @@ _ROOMY = 2**33  # bytes of it on accelerators: 2,048 images of 32x32 pixels, 10 
 _CACHED = 2**25  # bytes of a batch's linear function on a CPU: of 32x32 pixels 8 images, of 8x8 64 (ResNet-20) are best
 
 
-def stacks_of(term: Term, batch_size: int, shares: int, dtype: Any) -> list[Stack]:
+def stacks_of(
+    term: Term,
+    batch_size: int,
+    shares: int,
+    dtype: Any,
+    *,
+    total_weight: float | None = None,
+    rows: int | None = None,
+) -> list[Stack]:
     """The data as batches of one size, the last of them padded with examples of weight 0.
 
     Where the loss is the mean of a batch no batch may be padded: the rest is computed by every device alike.
@@ -32,26 +40,31 @@ def stacks_of(term: Term, batch_size: int, shares: int, dtype: Any) -> list[Stac
         batch_size: Examples of each device at a time, at most.
         shares: Devices.
         dtype: Of the weights.
+        total_weight: Of all examples that the mean is over; None: of those of the term.
+        rows: Examples that the stack has room for; None: as many as the term has.
 
     Returns:
         One stack, or two of different batch sizes.
     """
+    total_weight = total_weight or term.total_weight
     if term.per_example["loss"]:
-        return [_stack(term.data, batch_size, shares, 1 / term.total_weight, dtype)]
+        return [_stack(term.data, batch_size, shares, 1 / total_weight, dtype, rows)]
     batch_size = min(batch_size, max(term.examples // shares, 1))
     cut = term.examples - term.examples % (batch_size * shares)
     stacks = []
     if cut:
-        stacks.append(_stack(rows_of(term.data, slice(cut)), batch_size, shares, 1 / term.total_weight, dtype))
+        stacks.append(_stack(rows_of(term.data, slice(cut)), batch_size, shares, 1 / total_weight, dtype))
     if rest := term.examples - cut:
         tiled = rows_of(term.data, cut + np.tile(np.arange(rest), shares))
-        stacks.append(_stack(tiled, rest, shares, 1 / (shares * term.total_weight), dtype))
+        stacks.append(_stack(tiled, rest, shares, 1 / (shares * total_weight), dtype))
     return stacks
 
 
-def _stack(data: Data, batch_size: int, shares: int, weight: float, dtype: Any) -> Stack:
-    batches, sizes = stack_batches(data, batch_size, shares), batch_sizes(num_examples(data), batch_size, shares)
-    width = jax.tree.leaves(batches)[0].shape[1]
+def _stack(data: Data, batch_size: int, shares: int, weight: float, dtype: Any, rows: int | None = None) -> Stack:
+    examples = num_examples(data)
+    count, width = len(batch_sizes(rows or examples, batch_size, shares)), even_size(rows or examples, batch_size)
+    sizes = np.clip(examples - width * np.arange(count), 0, width)
+    batches = stack_batches(data, count, width)
     weights = np.where(np.arange(width) < sizes[:, None], weight, 0)
     deal = lambda x: x.reshape(shares, len(x) // shares, *x.shape[1:])  # noqa: E731
     return jax.tree.map(deal, (batches, weights.astype(dtype)))
@@ -92,7 +105,7 @@ def choose_batch_size(source: Source, subspace: Subspace, lanes: int = 1) -> int
     each = max(bytes_of(prepared) - params, term.canonical) / term.canonical
     room = _CACHED if on_cpu else min(_ROOMY, *(_memory(device) / 8 for device in jax.local_devices()))
     size = int(2 ** np.clip(np.round(np.log2(room / each)), *((3, 9) if on_cpu else (0, 20))))
-    return min(size, max(8 if on_cpu else 1, -(-term.examples // lanes)))
+    return min(size, max(8 if on_cpu else 1, -(-num_examples(term.data) // lanes)))
 
 
 def _memory(device: jax.Device) -> float:

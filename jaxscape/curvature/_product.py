@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
@@ -19,9 +18,10 @@ from jaxtyping import Array
 from jaxscape.convolution import compiler_options, fast_convolutions
 from jaxscape.curvature._batches import Stack, bytes_of, choose_batch_size, free_bytes, stacks_of
 from jaxscape.curvature._forms import Form, Source
+from jaxscape.curvature._streamed import Streamed
+from jaxscape.curvature._totals import BY_EXAMPLES, EVERYWHERE, Total, ends, joined, zeros
 from jaxscape.linalg import Matvec
 from jaxscape.objective import (
-    DATA_AXIS,
     Objective,
     is_inside_transform,
     is_traced,
@@ -33,11 +33,6 @@ from jaxscape.subspace import Subspace
 from jaxscape.types import Params
 
 _MEMORY = 0.25  # of the free memory, that linear functions may take
-_EVERYWHERE, _BY_EXAMPLES = PartitionSpec(), PartitionSpec(DATA_AXIS)
-
-
-Total = list[Array]
-"""A sum over batches: the free leaves, each with an axis of devices; XLA adds to them in place, not so to a vector."""
 
 
 class Programs(NamedTuple):
@@ -70,9 +65,9 @@ def _programs(form: Form, subspace: Subspace, mesh: Mesh) -> Programs:
         return _sum(add_batch, _local(stack), total)
 
     def on_devices(function: Callable[..., Any], specs: tuple[PartitionSpec, ...]) -> Any:
-        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=_BY_EXAMPLES, check_vma=False)
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=BY_EXAMPLES, check_vma=False)
 
-    every, by = _EVERYWHERE, _BY_EXAMPLES
+    every, by = EVERYWHERE, BY_EXAMPLES
     jit = functools.partial(jax.jit, compiler_options=compiler_options())
     jit_linear = functools.partial(jax.jit, compiler_options=compiler_options(linear=True))
     inside = on_devices(direct, (every, every, by, every, by))
@@ -144,10 +139,19 @@ class Product:
             batch_size: Examples of each device at a time, at most; None: as `choose_batch_size` says.
             mesh: The devices, along an axis ``"data"``.
             linearize: Whether linear functions are kept; None: where memory allows.
+
+        Raises:
+            ValueError: They are to be kept of a stream.
         """
         self.objective, self.subspace, self._mesh, self._linearize = objective, subspace, mesh, linearize
         self._parts: list[_Part] = []
-        for source in sources:
+        streams = [source for source in sources if source.term.passes]
+        if streams and linearize:
+            raise ValueError(
+                "linearize is True, which keeps functions of all data in memory; expected None with a js.Stream."
+            )
+        self._streamed = Streamed(streams, subspace, batch_size, mesh, self._direct_of)
+        for source in [source for source in sources if not source.term.passes]:
             size = min(batch_size or choose_batch_size(source, subspace, num_lanes(mesh)), source.term.examples)
             with jax.ensure_compile_time_eval():  # within a transform too, data is data
                 stacks = stacks_of(source.term, size, mesh.size, subspace.dtype)
@@ -160,6 +164,7 @@ class Product:
         other = object.__new__(Product)
         other.objective, other.subspace, other._mesh = self.objective, self.subspace, mesh
         other._linearize, other._parts = self._linearize, self._parts
+        other._streamed = self._streamed.on(mesh)
         return other
 
     def at(self, params: Params) -> Matvec:
@@ -171,7 +176,7 @@ class Product:
         Returns:
             ``v -> H v``, on the first device of the mesh.
         """
-        inside = is_inside_transform(params)
+        inside, point = is_inside_transform(params), params
         if not inside:
             params = self._everywhere(params)
             steps = self._prepared(params) if self._keeps(params) else self._direct(params)
@@ -189,22 +194,28 @@ class Product:
         def product(vector: Array) -> Array:
             if is_traced(vector):
                 return self._inside(params, vector)
+            streamed = self._streamed(point, vector) if self._streamed.sources else None
+            if streamed is not None and not steps:
+                return streamed
             vector = self._everywhere(vector)
-            zeros, joined = _ends(self.subspace, self._mesh)
-            lanes = [(lane, zeros()) for lane in self._lanes]
+            new, whole = ends(self.subspace, self._mesh)
+            lanes = [(lane, new()) for lane in self._lanes]
             if not compiled:
                 compiled.extend(self._compiled(step, vector, lanes[0][1]) for step in steps)
             totals = start([functools.partial(add, lane, vector, total) for lane, total in lanes])()
-            return joined(*totals).addressable_data(0)
+            result = whole(*totals).addressable_data(0)
+            return result if streamed is None else result + streamed
 
         return product
 
     def _inside(self, params: Params, vector: Array) -> Array:
         """The product as part of a larger computation."""
-        total = _zeros(self.subspace, self._mesh)
+        if self._streamed.sources:
+            raise TypeError("a js.Stream is read from the host; call the product outside of JAX transforms.")
+        total = zeros(self.subspace, self._mesh)
         for form, constants, stack in self._on_device:
             total = self._run(form).inside(params, constants, stack, vector, total)
-        return _joined(self.subspace, total)
+        return joined(self.subspace, total)
 
     def _prepared(self, params: Params) -> list[functools.partial[Total]]:
         """What each part adds to a total, ``(vector, total) -> total``; its linear function is kept."""
@@ -246,10 +257,15 @@ class Product:
     def _run(self, form: Form) -> Programs:
         return _programs(form, self.subspace, self._mesh)
 
+    def _direct_of(self, form: Form, mesh: Mesh) -> Any:
+        return _programs(form, self.subspace, mesh).direct
+
     def _keeps(self, params: Params) -> bool:
         """Whether the linear functions of all batches are kept."""
         if self._linearize is not None:
             return self._linearize
+        if not self._parts:
+            return False
         sizes: dict[Any, int] = {}
         kept = 0
         for form, constants, stack in self._placed:
@@ -262,7 +278,7 @@ class Product:
         return 4 * weights <= kept <= _MEMORY * free_bytes(self._mesh)
 
     def _everywhere(self, tree: Any) -> Any:
-        return place(tree, NamedSharding(self._mesh, _EVERYWHERE))
+        return place(tree, NamedSharding(self._mesh, EVERYWHERE))
 
     @functools.cached_property
     def _on_device(self) -> list[_Part]:
@@ -279,34 +295,13 @@ class Product:
             placed = self._everywhere(constants)
             for i in range(stack[1].shape[1]):
                 batch = jax.tree.map(lambda x, i=i: x[:, i : i + 1], stack)
-                parts.append(_Part(form, placed, place(batch, NamedSharding(self._mesh, _BY_EXAMPLES))))
+                parts.append(_Part(form, placed, place(batch, NamedSharding(self._mesh, BY_EXAMPLES))))
         return parts
 
     def _place(self, part: _Part) -> _Part:
         constants = part.constants if is_traced(part.constants) else self._everywhere(part.constants)
-        return _Part(part.form, constants, place(part.stack, NamedSharding(self._mesh, _BY_EXAMPLES)))
-
-
-def _zeros(subspace: Subspace, mesh: Mesh) -> Total:
-    """A sum of no batch."""
-    shapes = zip(subspace.shapes, subspace.free, strict=True)
-    return [jnp.zeros((mesh.size, *shape), subspace.dtype) for shape, free in shapes if free]
+        return _Part(part.form, constants, place(part.stack, NamedSharding(self._mesh, BY_EXAMPLES)))
 
 
 def _call_each(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     return [call() for call in calls]
-
-
-def _joined(subspace: Subspace, *totals: Total) -> Array:
-    """The sum of totals and over devices, as a flat vector."""
-    return subspace.flatten([sum(x.sum(0) for x in leaf) for leaf in zip(*totals, strict=True)])
-
-
-@functools.lru_cache(maxsize=32)
-def _ends(subspace: Subspace, mesh: Mesh) -> tuple[Callable[[], Total], Callable[..., Array]]:
-    """The compiled first and last step of a product."""
-    by_examples, everywhere = NamedSharding(mesh, _BY_EXAMPLES), NamedSharding(mesh, _EVERYWHERE)
-    return (
-        jax.jit(functools.partial(_zeros, subspace, mesh), out_shardings=by_examples),
-        jax.jit(functools.partial(_joined, subspace), out_shardings=everywhere),
-    )

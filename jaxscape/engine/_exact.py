@@ -1,7 +1,6 @@
 """The mean over all of the data at every point."""
 
 import functools
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,15 +11,13 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from jaxscape.engine._compile import CAPACITY
-from jaxscape.engine._program import Load, Pending, Program, ahead
+from jaxscape.engine._calls import blocks, mesh_of, pieces, work_of
+from jaxscape.engine._program import Load, Program
 from jaxscape.engine._result import Estimate, Evaluation, add_terms
 from jaxscape.engine._strategy import choose_load
 from jaxscape.engine._summary import SUMS, from_device, join, mean_and_stderr
-from jaxscape.objective import Objective, Term, agree, rows_of
+from jaxscape.objective import Objective, Term, gather, num_examples
 from jaxscape.types import Params
-
-CALL_SECONDS = 0.3  # a call this long keeps the progress bar alive and makes the cost of dispatch (< 1 ms) vanish
 
 Loads = tuple[int | None, int | None] | Mapping[str, tuple[int | None, int | None]]
 """Examples and points that go side by side, None where free; or the same for each term."""
@@ -53,10 +50,10 @@ class Evaluator:
         """
         return {
             term.name: choose_load(
-                functools.partial(Program, term, self._params, self._basis, mesh=self._mesh),
-                term,
-                num_points,
-                self._mesh,
+                functools.partial(Program, term.sample, self._params, self._basis, mesh=mesh_of(term, self._mesh)),
+                term.sample,
+                work_of(term, num_points),
+                mesh_of(term, self._mesh),
                 load_of(load, term),
             )
             for term in self._objective.terms
@@ -89,20 +86,19 @@ class Evaluator:
             metrics[name] = Estimate(mean, stderr if per_example else None)
         return Evaluation(metrics, np.full(len(coords), term.examples), {term.name: used})
 
-    def _parts(self, term: Term, load: Load) -> list[Program]:
-        # Where the loss is the mean of a batch, a padded batch would spoil it: the ragged last one is a program of its
-        # own.
-        ragged = term.examples % load.batch_size
-        if all(term.per_example.values()) or not ragged or ragged == term.examples:
-            return [self._program(term, load)]
-        cut = term.examples - ragged
-        head, tail = (term.with_data(rows_of(term.data, part)) for part in (slice(cut), slice(cut, None)))
-        return [self._program(head, load), self._program(tail, Load(ragged, load.points_per_step))]
+    def _parts(self, term: Term, load: Load) -> Iterator[Program]:
+        """Programs whose examples together are all of the term's."""
+        most = num_examples(term.data)
+        for part in term.parts():
+            for piece, piece_load in pieces(part, load, most):
+                template = term.sample if all(term.per_example.values()) else piece
+                program = self._program(template, piece_load, mesh_of(term, self._mesh))
+                yield program.fed(piece.data) if term.passes else program
 
-    def _program(self, part: Term, load: Load) -> Program:
+    def _program(self, part: Term, load: Load, mesh: Mesh | None) -> Program:
         key = (part.name, part.examples, load)
         if key not in self._programs:
-            self._programs[key] = Program(part, self._params, self._basis, load, mesh=self._mesh)
+            self._programs[key] = Program(part, self._params, self._basis, load, mesh=mesh)
         return self._programs[key]
 
 
@@ -198,41 +194,24 @@ def with_retries(run: Callable[[Load], Any], load: Load) -> tuple[Any, Load]:
             return result, load
 
 
-def _sums(programs: list[Program], term: Term, coords: np.ndarray, bar: tqdm) -> dict[str, np.ndarray]:
+def _sums(programs: Iterator[Program], term: Term, coords: np.ndarray, bar: tqdm) -> dict[str, np.ndarray]:
     """The sums of `summarize` over all examples, for each metric an array ``(5, points)``.
 
     Returns:
         By the names of the metrics.
     """
-    sums = {name: np.empty((SUMS, len(coords), len(programs))) for name in term.per_example}
-    for part, each in enumerate(programs):
-        for rows, block in _blocks(each, coords, bar if each is programs[-1] else None):
-            for name, summaries in block.items():
-                sums[name][:, rows, part] = join(from_device(summaries[:, each.layout.sizes > 0]))
-    return {name: join(parts) for name, parts in sums.items()}
-
-
-def _blocks(program: Program, coords: np.ndarray, bar: tqdm | None) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
-    """Send the points to the devices in calls of about CALL_SECONDS; yield rows and their summaries as they come."""
-    step = program.capacity * program.load.points_per_step // CAPACITY  # one step of each device
-    block = step
-
-    def calls() -> Iterator[tuple[slice, Pending]]:
-        done = 0
-        while done < len(coords):
-            rows = slice(done, min(done + block, len(coords)))
-            yield rows, program.summaries(coords[rows])
-            done = rows.stop
-
-    start = time.perf_counter()
-    for rows, summaries in ahead(calls()):
-        yield rows, summaries
-        if bar is not None:
-            bar.update(rows.stop - rows.start)
-        now = time.perf_counter()
-        wanted = (rows.stop - rows.start) * CALL_SECONDS / agree(now - start)
-        # At most twice as many as before: the first call's time is mostly compilation.
-        block, start = int(np.clip(wanted, step, min(2 * block, program.capacity))) // step * step, now
+    sums = {name: np.zeros((SUMS, len(coords))) for name in term.per_example}
+    expected = term.passes.expected_examples if term.passes else term.examples
+    first, evaluated = bar.n, 0
+    for (program, rows), block in blocks(programs, coords, alone=bool(term.passes)):
+        for name, summaries in block.items():
+            new = join(from_device(summaries[:, program.layout.sizes > 0]))
+            sums[name][:, rows] = join(np.stack([sums[name][:, rows], new], axis=-1))
+        evaluated += (rows.stop - rows.start) * int(program.layout.sizes.sum())
+        bar.update(first + min(evaluated // expected, len(coords)) - bar.n)
+    if term.passes:
+        return {name: join(np.moveaxis(gather(own), 0, -1)) for name, own in sums.items()}
+    return sums
 
 
 def progress_bar(points: int, progress: bool | None) -> tqdm:

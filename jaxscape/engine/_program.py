@@ -4,6 +4,7 @@ Points are shared by the devices of a mesh. A mesh axis named ``"data"`` shares 
 for one device.
 """
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -20,12 +21,15 @@ from jaxscape.objective import (
     default_mesh,
     even_size,
     fetch,
+    num_examples,
     num_lanes,
     place,
     stack_batches,
     start,
 )
-from jaxscape.types import Params
+from jaxscape.types import Data, Params
+
+REMEMBERED = 128  # arrays of points that stay in place; 64 points each, they are small
 
 Pending = Callable[[], dict[str, np.ndarray]]
 """Waits for a call that is under way."""
@@ -61,6 +65,10 @@ class Layout(NamedTuple):
         """That of `stack_batches`."""
         shares = mesh.shape.get(DATA_AXIS, 1)
         return cls(batch_sizes(examples, batch_size, shares), even_size(examples, batch_size), shares)
+
+    def with_fewer(self, examples: int) -> "Layout":
+        """The same batches, with fewer examples in them; the last ones may be empty."""
+        return self._replace(sizes=np.clip(examples - self.width * np.arange(len(self.sizes)), 0, self.width))
 
     @property
     def local_batches(self) -> int:
@@ -108,14 +116,25 @@ class Program:
         self.capacity = CAPACITY * self._devices * self._lanes
         self._loss, constants = term.traced(even_size(term.examples, load.batch_size))
         self.layout = Layout.of(term.examples, load.batch_size, self.mesh)
-        batches = stack_batches(term.data, load.batch_size, self.layout.shares)
-        whole, shared = PartitionSpec(), PartitionSpec(DATA_AXIS if DATA_AXIS in self.mesh.shape else None)
-        self._operands = (
-            *self._place((params, basis, constants), whole),
-            *self._place((batches, self.layout.sizes.astype(np.int32)), shared),
-        )
+        in_place = self._place((params, basis, constants), PartitionSpec())
+        self._operands = (*in_place, *self._batches(term.data, self.layout))
         self._run = functools.partial(compiled, self._loss, self.mesh, load.points_per_step)
         self._executables: dict[bool, jax.stages.Compiled] = {}
+        self._in_place: dict[Any, Any] = {}  # points, which come again with each batch of a stream
+
+    def fed(self, data: Data) -> "Program":
+        """The same program with other examples in place.
+
+        Args:
+            data: At most as many examples as the program has; as many where the loss is the mean of a batch.
+
+        Returns:
+            The program; nothing is compiled anew.
+        """
+        other = copy.copy(self)
+        other.layout = self.layout.with_fewer(num_examples(data))
+        other._operands = (*self._operands[:3], *self._batches(data, other.layout))
+        return other
 
     @property
     def num_axes(self) -> int:
@@ -154,17 +173,21 @@ class Program:
         wait = self._send(coords, (first, last), keep=True)
         return lambda: {name: values.reshape(len(coords), -1)[:, chosen] for name, values in wait().items()}
 
+    def _batches(self, data: Data, layout: Layout) -> tuple[Any, Any]:
+        batches = stack_batches(data, len(layout.sizes), layout.width), layout.sizes.astype(np.int32)
+        return self._place(batches, PartitionSpec(DATA_AXIS if DATA_AXIS in self.mesh.shape else None))
+
     def _place(self, tree: Any, spec: PartitionSpec) -> Any:
         return place(tree, NamedSharding(self.mesh, spec))
 
     def _send(self, coords: np.ndarray, window: tuple[int, int], *, keep: bool) -> Pending:
         """Calls of the compiled program on at most ``capacity`` points, dealt out evenly."""
-        limits = self._place(np.array(window, np.int32), PartitionSpec())
+        limits = self._remembered(np.array(window, np.int32), lambda x: self._place(x, PartitionSpec()))
         parts = np.array_split(coords, min(self._lanes, len(coords)))
         calls, slots = [], []
         for part in parts:
             slots.append(self._slots(len(part)))
-            operands = (*self._operands, *self._points(part), limits)
+            operands = (*self._operands, *self._remembered(part, self._points), limits)
             calls.append(functools.partial(self._compiled(keep, operands), *operands))
         outs = start(calls)
         self.term.check.verdict()
@@ -185,6 +208,15 @@ class Program:
             self.term.check.begin_beside(program, *operands)
             self._executables[keep] = program.lower(*operands).compile()
         return self._executables[keep]
+
+    def _remembered(self, array: np.ndarray, put: Callable[[np.ndarray], Any]) -> Any:
+        """What ``put(array)`` gave for an array with these contents, or gives."""
+        key = array.dtype, array.shape, array.tobytes()
+        if key not in self._in_place:
+            if len(self._in_place) >= REMEMBERED:
+                self._in_place.clear()
+            self._in_place[key] = put(array)
+        return self._in_place[key]
 
     def _slots(self, points: int) -> np.ndarray:
         """Where the points of a call stand among the rows of all devices."""

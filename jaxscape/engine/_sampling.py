@@ -9,6 +9,7 @@ from jaxscape.engine._draw import draw
 from jaxscape.engine._estimates import Estimates
 from jaxscape.engine._levels import nearest
 from jaxscape.engine._source import Source
+from jaxscape.engine._stream import StreamSource
 
 NEIGHBOURS = 8
 FIRST_EXAMPLES = 64  # of the first round
@@ -27,12 +28,13 @@ class Sampling:
     """The estimates of a term's metrics.
 
     Attributes:
-        counts: The number of evaluated examples at each point, shape ``(points,)``.
+        source: The values of single examples, or of the batches of a stream.
+        counts: The number of evaluated examples, or batches, at each point, shape ``(points,)``.
         estimates: For each metric the means and standard errors; empty before the roots are evaluated.
     """
 
     def __init__(
-        self, source: Source, levels: np.ndarray, rtol: Mapping[str, float], atol: Mapping[str, float]
+        self, source: Source | StreamSource, levels: np.ndarray, rtol: Mapping[str, float], atol: Mapping[str, float]
     ) -> None:
         """Nothing is evaluated yet.
 
@@ -42,7 +44,7 @@ class Sampling:
             rtol: Relative tolerances by the names of metrics; a metric without one is not looked at.
             atol: Absolute tolerances by the names of metrics.
         """
-        self._source, self._levels, self._rtol, self._atol = source, levels, rtol, atol
+        self.source, self._levels, self._rtol, self._atol = source, levels, rtol, atol
         self.counts = np.zeros(len(levels), int)
         self.estimates: dict[str, Estimates] = {}
         extent = np.ptp(source.coords, axis=0)
@@ -67,10 +69,10 @@ class Sampling:
 
     def _start(self, seed: int, advance: Callable[[int], Any]) -> np.ndarray:
         """Evaluate the roots, and draw the order of the examples by what they say."""
-        roots, total = np.flatnonzero(self._levels == 0), int(self._source.counts[-1])
+        roots, total = np.flatnonzero(self._levels == 0), int(self.source.counts[-1])
         values = self._all_values(roots, advance)
         order = draw(list(values.values()), total, seed)
-        self._source.rearrange(order)
+        self.source.rearrange(order)
         self.counts[roots], self._kept = total, roots
         self.estimates = {
             name: Estimates(order, len(self._levels), roots, x[:, order.order]) for name, x in values.items()
@@ -87,7 +89,7 @@ class Sampling:
                 each.keep(rows, [samples[name][row] for row in rows.tolist()])
             self._kept = np.append(self._kept, rows)
             return
-        size = max(1, IN_MEMORY // int(self._source.counts[-1]))
+        size = max(1, IN_MEMORY // int(self.source.counts[-1]))
         for i in range(0, len(rows), size):
             yield from self._to_tolerance(rows[i : i + size], 1.0, {name: {} for name in self.estimates})
             for each in self.estimates.values():
@@ -95,10 +97,10 @@ class Sampling:
 
     def _all_values(self, roots: np.ndarray, advance: Callable[[int], Any]) -> dict[str, np.ndarray]:
         """The values at the roots, shape ``(roots, N)``, in the order of the data."""
-        total, batches = int(self._source.counts[-1]), len(self._source.counts) - 1
+        total, batches = int(self.source.counts[-1]), len(self.source.counts) - 1
         result: dict[str, np.ndarray] = {}
         place = {int(row): i for i, row in enumerate(roots)}
-        for rows, values in self._source.values(roots, 0, batches):
+        for rows, values in self.source.values(roots, 0, batches):
             for name, x in values.items():
                 whole = result.setdefault(name, np.zeros((len(roots), total), x.dtype))
                 whole[[place[int(row)] for row in rows]] = x
@@ -107,14 +109,14 @@ class Sampling:
 
     def _to_tolerance(self, rows: np.ndarray, share: float, samples: Samples) -> Iterator[np.ndarray]:
         """Rounds for points of one level, until each has a standard error of a share of the tolerance."""
-        counts = self._source.counts
+        counts = self.source.counts
         done = np.zeros(len(self._levels), int)  # batches that each point has taken
         target = np.zeros_like(done)
         target[rows] = np.searchsorted(counts, min(FIRST_EXAMPLES, counts[-1]))
         while rows.size:
             for first, last in sorted({(done[row], target[row]) for row in rows}):
                 same = rows[(done[rows] == first) & (target[rows] == last)]
-                for block, values in self._source.values(same, first, last):
+                for block, values in self.source.values(same, first, last):
                     for name, x in values.items():
                         for row, each in zip(block.tolist(), x, strict=True):
                             before = samples[name].get(row)

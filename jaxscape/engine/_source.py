@@ -77,6 +77,10 @@ class Source:
         self.counts = np.cumsum([0, *map(len, batches)])
         self._slots = np.concatenate(batches)  # of the examples in their order: rows of the data, batch by batch
 
+    def examples(self, counts: np.ndarray) -> np.ndarray:
+        """How many examples a sample of so many has."""
+        return counts
+
     def rearrange(self, draw: Draw) -> None:
         """Take the examples in another order from now on, and on accelerators in smaller batches.
 

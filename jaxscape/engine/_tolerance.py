@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
+from jaxscape.engine._calls import mesh_of, work_of
 from jaxscape.engine._exact import Loads, load_of, progress_bar, with_retries
 from jaxscape.engine._program import Load
 from jaxscape.engine._record import Record
@@ -28,6 +29,7 @@ from jaxscape.engine._result import Estimate, Evaluation, add_terms
 from jaxscape.engine._sampling import Sampling
 from jaxscape.engine._source import Place, Source
 from jaxscape.engine._strategy import choose_load
+from jaxscape.engine._stream import StreamSource
 from jaxscape.objective import Objective, Term
 from jaxscape.types import Params
 
@@ -99,11 +101,11 @@ def estimate(
 
     with progress_bar(len(coords) * len(objective.terms), progress) as bar:
         for term in objective.terms:
-            place = Place(term, params, basis, coords, mesh)
-            roots = int((tolerance.levels == 0).sum())
-            chosen = choose_load(place.program, term, roots, mesh, load_of(load, term))
+            place = Place(term.sample, params, basis, coords, mesh_of(term, mesh))
+            roots = work_of(term, int((tolerance.levels == 0).sum()))
+            chosen = choose_load(place.program, term.sample, roots, place.mesh, load_of(load, term))
             wanted = _of_term(tolerance, term, len(objective.terms))
-            evaluations[term.name] = _estimate_term(place, chosen, wanted, record, finished, bar)
+            evaluations[term.name] = _estimate_term(term, place, chosen, wanted, record, finished, bar)
     return add_terms(evaluations)
 
 
@@ -120,6 +122,7 @@ def _of_term(tolerance: Tolerance, term: Term, terms: int) -> Tolerance:
 
 
 def _estimate_term(
+    term: Term,
     place: Place,
     load: Load,
     tolerance: Tolerance,
@@ -128,12 +131,13 @@ def _estimate_term(
     bar: tqdm,
 ) -> Evaluation:
     """An estimate of one term; ``finished`` gets the points that will not change, as they come."""
-    name, first = place.term.name, bar.n
+    name, first = term.name, bar.n
 
     def run(load: Load) -> Evaluation:
         bar.n = first
         record.begin(name, load)
-        sampling = Sampling(Source(place, load, record), tolerance.levels, tolerance.rtol, tolerance.atol)
+        source = StreamSource(term, place, load, record) if term.passes else Source(place, load, record)
+        sampling = Sampling(source, tolerance.levels, tolerance.rtol, tolerance.atol)
         for rows in sampling.run(tolerance.seed, bar.update):
             finished(rows, {name: _rows_of(_evaluation(sampling, name, load), rows)})
         return _evaluation(sampling, name, load)
@@ -143,7 +147,7 @@ def _estimate_term(
 
 def _evaluation(sampling: Sampling, term: str, load: Load) -> Evaluation:
     metrics = {name: Estimate(each.mean, each.stderr) for name, each in sampling.estimates.items()}
-    return Evaluation(metrics, sampling.counts, {term: load})
+    return Evaluation(metrics, sampling.source.examples(sampling.counts), {term: load})
 
 
 def _rows_of(evaluation: Evaluation, rows: np.ndarray) -> Evaluation:

@@ -16,7 +16,7 @@ from jaxscape.checks import as_key
 from jaxscape.flatness._measures import MEASURES, Row
 from jaxscape.flatness._problem import Options, Problem
 from jaxscape.normalize import filters_of_leaves, reasons_to_ignore, warn_of_doubts
-from jaxscape.objective import as_batch_size, refuse_inside_transform
+from jaxscape.objective import as_batch_size, has_stream, refuse_inside_transform
 from jaxscape.sweep import inputs, provenance
 from jaxscape.types import Data, FilterAxis, Ignore, LossFn, Params
 
@@ -191,6 +191,8 @@ def _lack(needs: str, problem: Problem) -> str:
         return "needs a loss_fn of one term that returns the loss of each example"
     if needs == "one term" and not problem.one_term:
         return "needs a loss_fn of one term"
+    if needs == "one term" and has_stream(problem.data):
+        return "draws examples by their numbers: it needs data in memory, not a js.Stream"
     if needs == "preconditioner" and problem.options.preconditioner is None:
         return "needs preconditioner="
     return ""

@@ -14,7 +14,7 @@ from jaxscape.arguments import blamed, checked
 from jaxscape.convolution import compiler_options, fast_convolutions
 from jaxscape.interpolation._curve import Curve, Kind, check_kind, corner_weights
 from jaxscape.interpolation._statistics import each_term, policy_of, statistics_function, with_statistics_of
-from jaxscape.objective import Objective, refuse_inside_transform, rows_of, trace
+from jaxscape.objective import Objective, refuse_inside_transform, refuse_stream, rows_of, trace
 from jaxscape.types import Data, LossFn, Params
 
 
@@ -89,6 +89,7 @@ def connect(
         raise TypeError(f"optimizer is {type(optimizer).__name__}, expected one of optax, e.g. optax.adam(1e-3).")
     if isinstance(statistics, str) and statistics == "frozen":
         raise ValueError("statistics is 'frozen', expected one of interpolate, reestimate, or a function.")
+    refuse_stream(data, "js.connect")
     for term in Objective.of(loss_fn, a, data).terms:
         term.check.verdict()
     if policy_of(statistics, loss_fn, a, None) == "reestimate":

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from jaxscape import trees
 from jaxscape.arguments import blamed
 from jaxscape.normalize import running_statistics
-from jaxscape.objective import num_examples, rows_of
+from jaxscape.objective import num_examples, refuse_stream, rows_of
 from jaxscape.sweep import Chart
 from jaxscape.types import Data, LossFn, Params
 
@@ -140,6 +140,7 @@ def reestimated(
     Raises:
         ValueError: ``statistics`` gives something else than leaves of params.
     """
+    refuse_stream(data, "statistics_data")
     examples = num_examples(data, "statistics_data")
     starts = range(0, examples, _BATCH)
     with blamed("statistics", "with params and a batch of data"):

@@ -14,12 +14,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jaxscape import checks, trees
-from jaxscape.curvature import Options, PlaneAxes, hessian_product, plane_axes, plane_columns
+from jaxscape.curvature import Options, PlaneAxes, hessian_product, one_mesh, plane_axes, plane_columns
 from jaxscape.directions import Directions
 from jaxscape.grid import Grid
 from jaxscape.linalg import Matvec
 from jaxscape.normalize import described
-from jaxscape.objective import num_examples, rows_of
+from jaxscape.objective import has_stream, num_examples, refuse_stream, rows_of
 from jaxscape.subspace import Subspace
 from jaxscape.sweep import (
     SHARE,
@@ -105,7 +105,7 @@ def map_of(
     directions, grid = on_grid(plane.directions, plane.grid, params, plane.seed)
     several = isinstance(loss_fn, Mapping)
     data = _subset(data, plane.subset, plane.seed, "subset", several=several)
-    groups = device_groups(plane.mesh)
+    groups = _groups(data, plane.mesh)
     params, product = hessian_product(loss_fn, params, data, plane.products, groups[0])
     pilot = None
     if plane.pilot is not None:
@@ -161,6 +161,27 @@ def map_of(
         return result.assign_attrs(store.finish(result.attrs))
 
 
+def _groups(data: Data, mesh: Mesh | None) -> list[Mesh]:
+    """The devices of this process, in groups that share the examples of a point.
+
+    A stream is read by one pass at a time: there all devices are one group.
+
+    Returns:
+        A mesh with the axis ``"data"`` for each group.
+
+    Raises:
+        TypeError: The data are a stream, and there are several processes.
+    """
+    if not has_stream(data):
+        return device_groups(mesh)
+    if jax.process_count() > 1:
+        raise TypeError(
+            "data is a js.Stream, but several processes would share the points of a map; expected arrays, or one "
+            "process."
+        )
+    return [one_mesh(mesh)]
+
+
 def _counts(result: xr.Dataset) -> dict[str, int]:
     """How many points are not finite, and how many of the others not converged."""
     finite = np.isfinite(result.min_eigenvalue.values) & np.isfinite(result.max_eigenvalue.values)
@@ -175,6 +196,7 @@ def _subset(data: Data, subset: int | None, seed: int | list[int], name: str, *,
     """Some examples of the data; of several terms, of each, and all of a term that has no more."""
     if subset is None:
         return data
+    refuse_stream(data, name)
     if several and isinstance(data, Mapping):
         examples = {term: num_examples(part, f"data[{term!r}]") for term, part in data.items()}
         _check_subset(subset, max(examples.values()), name)

@@ -10,9 +10,10 @@ from jaxscape.objective._batches import (
     stack_batches,
 )
 from jaxscape.objective._cores import cores, num_lanes, start
-from jaxscape.objective._devices import DATA_AXIS, agree, default_mesh, fetch, place, use_all_cores
+from jaxscape.objective._devices import DATA_AXIS, agree, default_mesh, fetch, gather, own_mesh, place, use_all_cores
 from jaxscape.objective._jaxpr import results_of_products
 from jaxscape.objective._objective import WEIGHT, Objective, Term
+from jaxscape.objective._stream import Stream, has_stream, refuse_stream
 from jaxscape.objective._terms import split_terms
 from jaxscape.objective._trace import (
     PRECISIONS,
@@ -31,6 +32,7 @@ __all__ = [
     "WEIGHT",
     "Computation",
     "Objective",
+    "Stream",
     "Term",
     "Traced",
     "abstract",
@@ -42,12 +44,16 @@ __all__ = [
     "default_mesh",
     "even_size",
     "fetch",
+    "gather",
+    "has_stream",
     "is_inside_transform",
     "is_traced",
     "num_examples",
     "num_lanes",
+    "own_mesh",
     "place",
     "refuse_inside_transform",
+    "refuse_stream",
     "results_of_products",
     "rows_of",
     "split_terms",

@@ -27,11 +27,14 @@ def num_examples(data: Any, name: str = "data") -> int:
     """
     if data is None:
         return 1
+    if hasattr(data, "__next__"):
+        _refuse_loader(data, name)  # JAX will not take it for a leaf
     lengths = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(data):
         leaf_name = f"{name}{jax.tree_util.keystr(path)}"
         if type(leaf).__module__.startswith("xarray") and not hasattr(leaf, "shape"):
             raise TypeError(f"{leaf_name} is {type(leaf).__name__}, expected an array with a leading example axis.")
+        _refuse_loader(leaf, leaf_name)
         if not np.ndim(leaf):
             raise TypeError(f"{leaf_name} is {leaf!r}, expected an array with a leading example axis.")
         dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
@@ -47,6 +50,15 @@ def num_examples(data: Any, name: str = "data") -> int:
     if not length:
         raise ValueError(f"{name} has no examples (length 0); expected at least one.")
     return length
+
+
+def _refuse_loader(leaf: Any, name: str) -> None:
+    is_array = hasattr(leaf, "shape") or isinstance(leaf, str | bytes)
+    if not is_array and any(hasattr(leaf, x) for x in ("__iter__", "__next__", "__getitem__")):
+        raise TypeError(
+            f"{name} is {type(leaf).__name__}, expected an array with a leading example axis. Where it gives batches, "
+            "as a data loader does, pass js.Stream(loader)."
+        )
 
 
 def as_batch_size(batch_size: Any) -> int | None:
@@ -87,10 +99,15 @@ def even_size(examples: int, batch_size: int) -> int:
 
 
 def batch_sizes(examples: int, batch_size: int, shares: int) -> np.ndarray:
-    """How many examples each batch of `stack_batches` holds.
+    """How many examples each batch holds, where as few batches as can be are of one size, as even as can be.
 
     >>> batch_sizes(10, 4, 1).tolist()
     [4, 4, 2]
+
+    Args:
+        examples: Their number.
+        batch_size: Examples in a batch, at most.
+        shares: A number that the batches are to be a multiple of.
 
     Returns:
         Shape ``(batches,)``; some may be smaller than the others, and some empty.
@@ -100,23 +117,21 @@ def batch_sizes(examples: int, batch_size: int, shares: int) -> np.ndarray:
     return np.clip(examples - size * np.arange(batches), 0, size)
 
 
-def stack_batches(data: Data, batch_size: int, shares: int) -> Data:
-    """Cut the data into batches of one size, as even as can be, so that one program does it all.
+def stack_batches(data: Data, batches: int, size: int) -> Data:
+    """Cut the data into batches of one size, so that one program does it all.
 
-    >>> stack_batches(np.arange(10), 4, 1).shape
-    (3, 4)
+    >>> stack_batches(np.arange(10), 3, 4).tolist()
+    [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 9, 9]]
 
     Args:
-        data: Arrays with a common leading example axis.
-        batch_size: Examples in a batch, at most.
-        shares: A number that the batches are to be a multiple of.
+        data: Arrays with a common leading example axis, at most ``batches * size`` examples.
+        batches: Their number.
+        size: Examples in each.
 
     Returns:
-        The data as ``(batches, batch, ...)``, padded by repeating the last example; `batch_sizes` has how many count.
+        The data as ``(batches, size, ...)``, padded by repeating the last example; `batch_sizes` has how many count.
     """
     examples = num_examples(data)
-    size = even_size(examples, batch_size)
-    batches = len(batch_sizes(examples, batch_size, shares))
 
     def leaf(x: Any) -> Any:
         if isinstance(x, jax.Array):

@@ -46,7 +46,7 @@ def default_mesh() -> Mesh:
 
 def place(tree: Any, sharding: NamedSharding) -> Any:
     """Put a pytree that every process has in full onto the devices; each moves its own part only."""
-    if jax.process_count() == 1:
+    if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
     def leaf(x: Any) -> Array:
@@ -57,9 +57,25 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-    """The pytree in full, on every process."""
+    """The pytree in full, on every process; of arrays on devices of this process alone those."""
     _wait(tree)
-    return jax.device_get(tree) if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
+    if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree)):
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def gather(array: np.ndarray) -> np.ndarray:
+    """The arrays of all processes, which have one shape and dtype: shape ``(processes, ...)``."""
+    if jax.process_count() == 1:
+        return array[None]
+    # As bytes: JAX would round float64.
+    parts = multihost_utils.process_allgather(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.asarray(parts).view(array.dtype).reshape(-1, *array.shape)
+
+
+def own_mesh(mesh: Mesh | None, axis: str) -> Mesh | None:
+    """The mesh as it is with one process; with several the devices of this one, along an axis."""
+    return mesh if jax.process_count() == 1 else Mesh(np.array(jax.local_devices()), (axis,))
 
 
 def _wait(tree: Any) -> None:

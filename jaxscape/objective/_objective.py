@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,9 @@ from jaxscape import trees
 from jaxscape.convolution import compiler_options
 from jaxscape.objective._batches import cached_examples, even_size, num_examples, rows_of
 from jaxscape.objective._check import Check, check_is_mean
+from jaxscape.objective._devices import gather
 from jaxscape.objective._jaxpr import Identity, depends_on
+from jaxscape.objective._stream import Passes, Stream
 from jaxscape.objective._terms import metrics_of, split_terms
 from jaxscape.objective._trace import PRECISIONS, Computation, Traced, abstract, is_traced, trace
 from jaxscape.types import Data, LossFn, Params
@@ -29,8 +31,8 @@ class Term:
 
     Attributes:
         name: ``""`` where the objective has no other term.
-        data: Arrays with a common leading example axis.
-        examples: Their number.
+        data: Arrays with a common leading example axis; of a stream the first batch.
+        passes: Those over a stream; None: all data are in memory.
         per_example: For each metric whether the loss gives it per example (True) or as the mean of a batch (False).
         weighted: Whether the loss gives weights.
         canonical: Examples in the batch whose trace identifies the loss.
@@ -45,16 +47,18 @@ class Term:
             name: ``""`` where the objective has no other term.
             loss_fn: As in `Objective.of`.
             params: A pytree of floating arrays.
-            data: Arrays with a common leading example axis, or None.
+            data: Arrays with a common leading example axis, a stream, or None.
             compute_dtype: As in `Objective.of`.
 
         Raises:
             ValueError: A metric has a wrong shape, ``"loss"`` is missing, or the data have no common example axis.
             TypeError: A metric is no real number.
         """
-        self.name, self.examples = name, num_examples(data, f"data[{name!r}]" if name else "data")
+        self.name, argument = name, f"data[{name!r}]" if name else "data"
         self.check = Check()
-        self.data = np.zeros((1, 0)) if data is None else data
+        self.passes = Passes(data, argument) if isinstance(data, Stream) else None
+        self.data = np.zeros((1, 0)) if data is None else self.passes.first if self.passes else data
+        rows = num_examples(self.data, argument)
         self._argument = f"loss_fn[{name!r}]" if name else "loss_fn"
         self._no_data = data is None
         self._function: Callable[[Params, Data], dict[str, Array]] = functools.partial(
@@ -63,10 +67,27 @@ class Term:
         self._params, self._compute_dtype = abstract(params), compute_dtype
         self._traced: dict[int, Traced] = {}
         # The first trials on a CPU begin with as many, so that one trace serves; fewer than 8 would check little.
-        self.canonical = even_size(self.examples, int(np.clip(cached_examples(self.data), 8, 128)))
+        self.canonical = even_size(rows, int(np.clip(cached_examples(self.data), 8, 128)))
         shapes = self.traced(self.canonical).computation.shapes
         self.weighted = WEIGHT in shapes
         self.per_example = {name: bool(shape.ndim) for name, shape in shapes.items() if name != WEIGHT}
+
+    @property
+    def examples(self) -> int:
+        """The number of all examples; that of a stream is known after a pass, which is made where none was."""
+        return int(self.passes.totals.counts.sum()) if self.passes else num_examples(self.data)
+
+    @property
+    def sample(self) -> "Term":
+        """The same loss of examples in memory: all of them, or the first batch of a stream."""
+        return self.with_data(self.data) if self.passes else self
+
+    def parts(self) -> Iterator["Term"]:
+        """The same loss of examples in memory, part by part: itself, or each batch of a pass over a stream."""
+        if self.passes is None:
+            yield self
+        else:
+            yield from map(self.with_data, self.passes)
 
     def traced(self, batch_size: int) -> Traced:
         """The loss of a batch of this size: ``computation(constants, params, batch)`` -> a dict of metrics."""
@@ -95,7 +116,7 @@ class Term:
         other.__dict__.update(self.__dict__)
         for cached in ("total_weight", "data_fingerprint"):
             other.__dict__.pop(cached, None)
-        other.data, other.examples = data, num_examples(data)
+        other.data, other.passes = data, None
         return other
 
     def only(self, metrics: Collection[str]) -> "Term":
@@ -120,6 +141,13 @@ class Term:
         """
         if not self.weighted:
             return float(self.examples)
+        total = sum(part._sum_of_weights() for part in self.parts())
+        total = float(gather(np.array(total)).sum()) if self.passes else total
+        if not 0 < total < np.inf:
+            raise ValueError(f"{self._argument} returned weights whose sum is {total}; expected a positive number.")
+        return total
+
+    def _sum_of_weights(self) -> float:
         computation, constants = self.traced(self.canonical)
         program, used = _weights_of_batch(computation)
         if any(used[len(constants) :][: len(jax.tree.leaves(self._params))]):
@@ -135,8 +163,6 @@ class Term:
             needed = [x for x, use in zip(operands, used, strict=True) if use]
             weights = program(jax.device_put(needed, jax.local_devices()[0]))  # they may be tied to other devices
             total += float(np.sum(np.asarray(weights, np.float64)[rows < self.examples]))
-        if not 0 < total < np.inf:
-            raise ValueError(f"{self._argument} returned weights whose sum is {total}; expected a positive number.")
         return total
 
     @functools.cached_property
@@ -172,7 +198,7 @@ class Term:
     @functools.cached_property
     def data_fingerprint(self) -> str:
         """A hash of the data."""
-        return trees.fingerprint(self.data)
+        return self.passes.totals.fingerprint if self.passes else trees.fingerprint(self.data)
 
     def _check_shapes(self, shapes: Mapping[str, jax.ShapeDtypeStruct], batch_size: int) -> None:
         for name, shape in shapes.items():
@@ -229,7 +255,8 @@ class Objective:
                 with the key ``"loss"``, and with ``"weight"`` if the examples have weights; or a scalar, the mean of
                 the batch. A mapping of such functions: several terms.
             params: A pytree of floating arrays, where the check is made.
-            data: Arrays with a common leading example axis; a mapping of such for several terms; None: no data.
+            data: Arrays with a common leading example axis, or a stream; a mapping of such for several terms; None: no
+                data.
             compute_dtype: ``"float32"``, ``"tensorfloat32"`` or ``"bfloat16"``; None: as JAX is configured.
             check: Whether to find out if the loss is a mean over examples, as `check_is_mean` does. The verdict is that
                 of `Term.check`.
@@ -251,7 +278,7 @@ class Objective:
         )
         if check and not is_traced((params, data)):
             for term in objective.terms:
-                term.check = check_is_mean(term, params, batch_size)
+                term.check = check_is_mean(term.sample, params, batch_size)
         return objective
 
     def only(self, metrics: Collection[str]) -> "Objective":

@@ -72,7 +72,7 @@ def metrics_of(loss_fn: LossFn, name: str, no_data: bool, params: Params, batch:
         TypeError: Something in it is no real number, or has no name.
     """
     shapes = None if no_data else jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", batch)
-    with blamed(name, f"with params and a batch of data, {shapes}"):
+    with blamed(name, f"with params and a batch of data, {shapes}{_hint(batch)}"):
         value = loss_fn(params, None if no_data else batch)
     if not isinstance(value, Mapping):
         value = {"loss": value}
@@ -84,3 +84,11 @@ def metrics_of(loss_fn: LossFn, name: str, no_data: bool, params: Params, batch:
     if "loss" not in value:
         raise ValueError(f"{name} returned a dict with the keys {sorted(value)}; expected one named 'loss'.")
     return {key: jnp.asarray(metric) for key, metric in value.items()}
+
+
+def _hint(batch: Data) -> str:
+    """What a batch looks like that was made of a list of batches."""
+    forms = [str(jax.tree.map(lambda x: x.shape[1:], part)) for part in batch] if isinstance(batch, list) else []
+    if len(forms) < 2 or len(set(forms)) > 1 or not isinstance(batch[0], list | tuple | dict):
+        return ""
+    return ". Where data is a list of batches, pass js.Stream(data)"

@@ -1,5 +1,6 @@
 """The losses of an objective over a grid, however a point of the grid becomes params."""
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -138,8 +139,15 @@ def losses_on_grid(
     check_names(objective.metrics, reserved, stored=options.store is not None)
     for name, tolerances in (("rtol", rtol or {}), ("atol", {} if rtol is None else options.atol)):
         check_names_of(tolerances, objective.metrics, name)
-    hashes = inputs(objective, chart.origin, chart.basis)
-    attrs = {**chart.attrs, **attrs, **provenance(hashes, params)}
+
+    @functools.cache
+    def hashes() -> dict[str, Any]:  # of a stream they are known when it has been read: not before the work
+        return inputs(objective, chart.origin, chart.basis)
+
+    @functools.cache
+    def made_by() -> dict[str, Any]:
+        return {**chart.attrs, **attrs, **provenance(hashes(), params)}
+
     points, center = _with_center(grid)
     where = (objective, chart.origin, chart.basis, chart.coords(points))
     running: dict[str, Any] = {"load": options.load, "mesh": options.mesh, "progress": options.progress}
@@ -150,7 +158,7 @@ def losses_on_grid(
     def result_of(evaluation: Evaluation) -> xr.Dataset:
         result = _dataset(evaluation, grid, center)
         result.attrs |= {
-            **attrs,
+            **made_by(),
             "seconds": round(time.perf_counter() - start, 3),
             **({} if rtol is None else {**_tolerance_attrs("rtol", rtol), **_tolerance_attrs("atol", options.atol)}),
             **_load_attrs(evaluation),
@@ -160,16 +168,16 @@ def losses_on_grid(
         return result
 
     if options.refine is not None:
-        return _refined(where, chart, options, running, hashes, attrs, result_of, center)
+        return _refined(where, chart, options, running, hashes, made_by, result_of, center)
     if options.store is None:
         if tolerance is None:
             return result_of(engine.evaluate(*where, **running))
         return result_of(engine.estimate(*where, tolerance, **running))
     layout = Layout.of(grid, columns_of(objective, len(points)), CHUNK)
-    recipe = {"method": chart.kind, **hashes}
+    recipe = {"method": chart.kind, **hashes()}
     if rtol is not None:
         recipe |= {"rtol": in_short(rtol), "atol": in_short(options.atol), "seed": options.seed, "sample": SAMPLE}
-    with Store(options.store, recipe, layout, _long_names(objective.metrics), attrs) as store:
+    with Store(options.store, recipe, layout, _long_names(objective.metrics), made_by()) as store:
         if tolerance is None:
             result = result_of(in_blocks(*where, store, **running))
         else:
@@ -182,8 +190,8 @@ def _refined(
     chart: Chart,
     options: Options,
     running: Mapping[str, Any],
-    hashes: Mapping[str, Any],
-    attrs: Mapping[str, Any],
+    hashes: Callable[[], Mapping[str, Any]],
+    made_by: Callable[[], Mapping[str, Any]],
     result_of: Callable[[Evaluation], xr.Dataset],
     center: int,
 ) -> xr.Dataset:
@@ -205,9 +213,9 @@ def _refined(
     layout = Layout.of(grid, refined_columns(objective, len(coords)), CHUNK)
     # The points depend on the whole grid, so no larger grid can take them over.
     digest = trees.fingerprint(dict(zip(grid.names, grid.axes, strict=True)))
-    recipe = {"method": chart.kind, **hashes, "refine": in_words(goal), "refined grid": digest}
+    recipe = {"method": chart.kind, **hashes(), "refine": in_words(goal), "refined grid": digest}
     names = {**_long_names(objective.metrics), **LONG_NAMES}
-    with Store(options.store, recipe, layout, names, attrs) as store:
+    with Store(options.store, recipe, layout, names, made_by()) as store:
         result = dataset(*in_rounds(*where, grid, goal, store, **running, preview=show))
         return result.assign_attrs(store.finish(result.attrs))
 

@@ -1,0 +1,99 @@
+"""The tolerance mode over a stream: its batches take the place of single examples."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxscape.engine._calls import blocks, pieces
+from jaxscape.engine._draw import Draw
+from jaxscape.engine._program import Load, Program
+from jaxscape.engine._record import Record
+from jaxscape.engine._source import Blocks, Place
+from jaxscape.engine._summary import from_device, join
+from jaxscape.objective import Term, gather, num_examples
+
+
+class StreamSource:
+    """The values of a stream's batches at points: their plain mean over all batches is the weighted mean over examples.
+
+    The value of a batch is the weighted sum over its examples, over the mean weight of a batch. Each call of `values`
+    is a pass.
+
+    Attributes:
+        coords: Coordinates of the points.
+        counts: Ascending numbers of batches that a sample can have, from 0 to all.
+    """
+
+    def __init__(self, term: Term, place: Place, load: Load, record: Record) -> None:
+        """The batches are in the order of the stream until `rearrange` is called.
+
+        Args:
+            term: The loss over a stream.
+            place: The same loss of the first batch, and the points.
+            load: How much goes side by side.
+            record: What is known of earlier calls, and keeps what is computed.
+        """
+        assert term.passes is not None
+        self._term, self._place, self._load, self._record = term, place, load, record
+        self._program = place.program(load)
+        self.coords = place.coords
+        self._sizes, self._first, _ = term.passes.totals  # a pass, where none was made
+        self._mean_weight = term.total_weight / len(self._sizes)
+        self.counts = np.arange(len(self._sizes) + 1)
+        self._order = self.counts[:-1]
+
+    def examples(self, counts: np.ndarray) -> np.ndarray:
+        """How many examples are in the first batches of the order."""
+        return np.concatenate([[0], np.cumsum(self._sizes[self._order])])[counts]
+
+    def rearrange(self, draw: Draw) -> None:
+        """Take the batches in another order from now on.
+
+        Args:
+            draw: It has the order.
+        """
+        self._order = draw.order
+
+    def values(self, rows: np.ndarray, first: int, last: int) -> Blocks:
+        """The values at points, for some of the batches, in their order.
+
+        Args:
+            rows: The points.
+            first: The first batch.
+            last: The batch after the last one.
+
+        Yields:
+            Points and their values; the points that are on record come first.
+        """
+        batches, name = self._order[first:last], self._term.name
+        left = []
+        for row in rows:
+            known = self._record.find(name, int(row), batches)
+            if known is None:
+                left.append(row)
+            else:
+                yield np.array([row]), {metric: values[None] for metric, values in known.items()}
+        if left and len(batches):
+            points = np.array(left, int)
+            values = self._evaluated(points, batches)
+            self._record.keep(name, points, batches, values)
+            yield points, values
+
+    def _evaluated(self, rows: np.ndarray, batches: np.ndarray) -> dict[str, np.ndarray]:
+        column = {int(batch): i for i, batch in enumerate(batches)}
+        column_of: dict[Program, int] = {}
+        most = num_examples(self._term.data)
+
+        def programs() -> Iterator[Program]:
+            for number, part in enumerate(self._term.parts(), self._first):
+                for piece, _ in pieces(part, self._load, most) if number in column else ():
+                    program = self._program.fed(piece.data)
+                    column_of[program] = column[number]
+                    yield program
+
+        values = {metric: np.zeros((len(rows), len(batches))) for metric in self._term.per_example}
+        for (program, points), block in blocks(programs(), self.coords[rows], alone=True):
+            for metric, summaries in block.items():
+                sums = join(from_device(summaries[:, program.layout.sizes > 0]))
+                values[metric][points, column_of[program]] += sums[1] / self._mean_weight
+        return {metric: gather(own).sum(0) for metric, own in values.items()}

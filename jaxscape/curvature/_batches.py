@@ -105,7 +105,9 @@ def choose_batch_size(source: Source, subspace: Subspace, lanes: int = 1) -> int
     each = max(bytes_of(prepared) - params, term.canonical) / term.canonical
     room = _CACHED if on_cpu else min(_ROOMY, *(_memory(device) / 8 for device in jax.local_devices()))
     size = int(2 ** np.clip(np.round(np.log2(room / each)), *((3, 9) if on_cpu else (0, 20))))
-    return min(size, max(8 if on_cpu else 1, -(-num_examples(term.data) // lanes)))
+    if term.passes:  # its batches are joined
+        return size
+    return min(size, max(8 if on_cpu else 1, -(-term.examples // lanes)))
 
 
 def _memory(device: jax.Device) -> float:

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from jaxscape.curvature._batches import Stack, choose_batch_size, stacks_of
 from jaxscape.curvature._forms import Form, Source
 from jaxscape.curvature._totals import BY_EXAMPLES, EVERYWHERE, Total, ends
-from jaxscape.objective import DATA_AXIS, gather, num_examples, num_lanes, own_mesh, place, rows_of, start
+from jaxscape.objective import DATA_AXIS, gather, num_examples, num_lanes, own_mesh, place, start
 from jaxscape.subspace import Subspace
 from jaxscape.types import Params
 
@@ -99,23 +99,22 @@ class Streamed:
     def _size(self, source: Source) -> int:
         """Examples of each device at a time."""
         if source not in self._sizes:
-            size = self._batch_size or choose_batch_size(source, self._subspace, num_lanes(self._mesh))
-            self._sizes[source] = min(size, num_examples(source.term.data))
+            size = self._batch_size or choose_batch_size(source, self._subspace)
+            assert source.term.passes is not None
+            self._sizes[source] = min(size, source.term.passes.expected_examples)
         return self._sizes[source]
 
     def _stacks(self, source: Source) -> Iterator[list[Stack]]:
         """The batches of a pass in place: on a CPU stacks of one batch each, so that the host drives them."""
         term, mesh = source.term, self._mesh
-        rows, total_weight, size = num_examples(term.data), term.total_weight, self._size(source)
-        for part in term.parts():
-            step = rows if term.per_example["loss"] else part.examples
-            for first in range(0, part.examples, step):
-                whole = step >= part.examples
-                piece = part if whole else part.with_data(rows_of(part.data, slice(first, first + step)))
-                stacks = stacks_of(piece, size, mesh.size, self._subspace.dtype, total_weight=total_weight, rows=step)
-                if mesh.devices.flat[0].platform == "cpu":
-                    stacks = [one for stack in stacks for one in _single(stack)]
-                yield [place(stack, NamedSharding(mesh, BY_EXAMPLES)) for stack in stacks]
+        total_weight, size = term.total_weight, self._size(source)
+        lanes = num_lanes(mesh) * mesh.size
+        rows = -(-num_examples(term.data) // (size * lanes)) * size * lanes if term.per_example["loss"] else None
+        for part in term.parts(rows):
+            stacks = stacks_of(part, size, mesh.size, self._subspace.dtype, total_weight=total_weight, rows=rows)
+            if mesh.devices.flat[0].platform == "cpu":
+                stacks = [one for stack in stacks for one in _single(stack)]
+            yield [place(stack, NamedSharding(mesh, BY_EXAMPLES)) for stack in stacks]
 
 
 def _single(stack: Stack) -> Iterator[Stack]:

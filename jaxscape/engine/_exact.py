@@ -11,12 +11,13 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from jaxscape.engine._calls import blocks, mesh_of, pieces, work_of
+from jaxscape.engine._calls import blocks
+from jaxscape.engine._parts import mesh_of, parts_of, template_of, work_of
 from jaxscape.engine._program import Load, Program
 from jaxscape.engine._result import Estimate, Evaluation, add_terms
 from jaxscape.engine._strategy import choose_load
 from jaxscape.engine._summary import SUMS, from_device, join, mean_and_stderr
-from jaxscape.objective import Objective, Term, gather, num_examples
+from jaxscape.objective import Objective, Term, gather
 from jaxscape.types import Params
 
 Loads = tuple[int | None, int | None] | Mapping[str, tuple[int | None, int | None]]
@@ -48,16 +49,7 @@ class Evaluator:
         Returns:
             The load of each term.
         """
-        return {
-            term.name: choose_load(
-                functools.partial(Program, term.sample, self._params, self._basis, mesh=mesh_of(term, self._mesh)),
-                term.sample,
-                work_of(term, num_points),
-                mesh_of(term, self._mesh),
-                load_of(load, term),
-            )
-            for term in self._objective.terms
-        }
+        return {term.name: self._choose(term, num_points, load_of(load, term)) for term in self._objective.terms}
 
     def __call__(self, coords: Float[np.ndarray, "points axes"], loads: Mapping[str, Load], bar: tqdm) -> Evaluation:
         """Evaluate points.
@@ -71,6 +63,11 @@ class Evaluator:
             All metrics.
         """
         return add_terms({t.name: self._evaluate(t, coords, loads[t.name], bar) for t in self._objective.terms})
+
+    def _choose(self, term: Term, num_points: int, fixed: tuple[int | None, int | None]) -> Load:
+        template, mesh = template_of(term), mesh_of(term, self._mesh)
+        program = functools.partial(Program, template, self._params, self._basis, mesh=mesh)
+        return choose_load(program, template, work_of(term, template, num_points), mesh, fixed)
 
     def _evaluate(self, term: Term, coords: np.ndarray, load: Load, bar: tqdm) -> Evaluation:
         first = bar.n
@@ -88,18 +85,14 @@ class Evaluator:
 
     def _parts(self, term: Term, load: Load) -> Iterator[Program]:
         """Programs whose examples together are all of the term's."""
-        most = num_examples(term.data)
-        for part in term.parts():
-            for piece, piece_load in pieces(part, load, most):
-                template = term.sample if all(term.per_example.values()) else piece
-                program = self._program(template, piece_load, mesh_of(term, self._mesh))
-                yield program.fed(piece.data) if term.passes else program
-
-    def _program(self, part: Term, load: Load, mesh: Mesh | None) -> Program:
-        key = (part.name, part.examples, load)
-        if key not in self._programs:
-            self._programs[key] = Program(part, self._params, self._basis, load, mesh=mesh)
-        return self._programs[key]
+        template, padded = template_of(term), all(term.per_example.values())
+        for part, part_load in parts_of(term, template, load):
+            like = template if padded else part
+            key = (term.name, like.examples, part_load)
+            if key not in self._programs:
+                mesh = mesh_of(term, self._mesh)
+                self._programs[key] = Program(like, self._params, self._basis, part_load, mesh=mesh)
+            yield self._programs[key].fed(part.data) if term.passes else self._programs[key]
 
 
 def evaluate(

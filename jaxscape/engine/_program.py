@@ -75,6 +75,11 @@ class Layout(NamedTuple):
         """Batches on each share of the data."""
         return len(self.sizes) // self.shares
 
+    @property
+    def used_batches(self) -> int:
+        """Batches on each share of the data until all that follow are empty."""
+        return int((self.sizes.reshape(self.shares, -1) > 0).sum(1).max())
+
     def rows(self, first: int, last: int) -> np.ndarray:
         """A mask over all padded rows: those of examples, within these batches of each share."""
         batch = np.arange(len(self.sizes)) % self.local_batches
@@ -155,7 +160,7 @@ class Program:
         Returns:
             A call that waits for the result: an array for each metric, zero in batches that were not evaluated.
         """
-        return self._send(coords, (0, self.layout.local_batches if last is None else last), keep=False)
+        return self._send(coords, (0, self.layout.used_batches if last is None else last), keep=False)
 
     def values(self, coords: np.ndarray, first: int, last: int) -> Pending:
         """Every example's own value, of batches first to last of each share of the data.

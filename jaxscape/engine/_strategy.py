@@ -68,7 +68,7 @@ def choose_load(
     """
     examples = term.examples
     batch_size, width = fixed
-    best = Load(min(batch_size or _first_batch(term), examples), width or 1)
+    best = Load(min(batch_size or first_batch(term), examples), width or 1)
     if batch_size and width:
         return best
     shapes = jax.tree.leaves(term.batch_like(examples))
@@ -130,7 +130,7 @@ class _Trial:
         return candidate in self.table or left > WORTH * max(spent for _, spent in self.table.values())
 
 
-def _first_batch(term: Term) -> int:
+def first_batch(term: Term) -> int:
     """Examples in the first batch that is tried; a power of two."""
     if jax.default_backend() == "cpu":
         return FIRST_BATCH

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxscape.engine._calls import blocks, pieces
+from jaxscape.engine._calls import blocks
 from jaxscape.engine._draw import Draw
+from jaxscape.engine._parts import some
 from jaxscape.engine._program import Load, Program
 from jaxscape.engine._record import Record
 from jaxscape.engine._source import Blocks, Place
@@ -86,8 +87,8 @@ class StreamSource:
 
         def programs() -> Iterator[Program]:
             for number, part in enumerate(self._term.parts(), self._first):
-                for piece, _ in pieces(part, self._load, most) if number in column else ():
-                    program = self._program.fed(piece.data)
+                for start in range(0, part.examples, most) if number in column else ():
+                    program = self._program.fed(some(part, start, min(start + most, part.examples)).data)
                     column_of[program] = column[number]
                     yield program
 

@@ -21,8 +21,8 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from jaxscape.engine._calls import mesh_of, work_of
 from jaxscape.engine._exact import Loads, load_of, progress_bar, with_retries
+from jaxscape.engine._parts import mesh_of, work_of
 from jaxscape.engine._program import Load
 from jaxscape.engine._record import Record
 from jaxscape.engine._result import Estimate, Evaluation, add_terms
@@ -102,7 +102,7 @@ def estimate(
     with progress_bar(len(coords) * len(objective.terms), progress) as bar:
         for term in objective.terms:
             place = Place(term.sample, params, basis, coords, mesh_of(term, mesh))
-            roots = work_of(term, int((tolerance.levels == 0).sum()))
+            roots = work_of(term, place.term, int((tolerance.levels == 0).sum()))
             chosen = choose_load(place.program, term.sample, roots, place.mesh, load_of(load, term))
             wanted = _of_term(tolerance, term, len(objective.terms))
             evaluations[term.name] = _estimate_term(term, place, chosen, wanted, record, finished, bar)

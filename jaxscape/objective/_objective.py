@@ -17,7 +17,7 @@ from jaxscape.objective._batches import cached_examples, even_size, num_examples
 from jaxscape.objective._check import Check, check_is_mean
 from jaxscape.objective._devices import gather
 from jaxscape.objective._jaxpr import Identity, depends_on
-from jaxscape.objective._stream import Passes, Stream
+from jaxscape.objective._stream import Passes, Stream, recut
 from jaxscape.objective._terms import metrics_of, split_terms
 from jaxscape.objective._trace import PRECISIONS, Computation, Traced, abstract, is_traced, trace
 from jaxscape.types import Data, LossFn, Params
@@ -82,12 +82,19 @@ class Term:
         """The same loss of examples in memory: all of them, or the first batch of a stream."""
         return self.with_data(self.data) if self.passes else self
 
-    def parts(self) -> Iterator["Term"]:
-        """The same loss of examples in memory, part by part: itself, or each batch of a pass over a stream."""
+    def parts(self, rows: int | None = None) -> Iterator["Term"]:
+        """The same loss of examples in memory, part by part: itself, or each batch of a pass over a stream.
+
+        Args:
+            rows: So many examples of a stream in each part but the last; None: the batches as they come.
+
+        Yields:
+            Terms.
+        """
         if self.passes is None:
             yield self
         else:
-            yield from map(self.with_data, self.passes)
+            yield from map(self.with_data, self.passes if rows is None else recut(self.passes, rows))
 
     def traced(self, batch_size: int) -> Traced:
         """The loss of a batch of this size: ``computation(constants, params, batch)`` -> a dict of metrics."""

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxscape import trees
-from jaxscape.objective._batches import num_examples
+from jaxscape.objective._batches import num_examples, rows_of
 from jaxscape.objective._devices import gather
 from jaxscape.types import Data
 
@@ -204,7 +205,7 @@ class Passes:
                 before = f"the first pass had {len(self._digests)} batches" if i >= len(self._digests) else "before"
                 raise ValueError(f"batch {i} of {self._name} is not what it was in the first pass ({before}). {_CURE}")
             digests.append(digest)
-            counts.append(num_examples(batch))
+            counts.append(len(jax.tree.leaves(batch)[0]))
             yield batch
         if self._digests is None:
             self._digests, self._counts = digests, counts
@@ -251,6 +252,43 @@ class Passes:
                     "of all batches to one length."
                 )
         return batch, trees.fingerprint(batch)
+
+
+def recut(batches: Iterable[Data], rows: int) -> Iterator[Data]:
+    """The same examples in batches of one size, the last one smaller.
+
+    >>> [batch.tolist() for batch in recut([np.arange(3), np.arange(3, 8)], 4)]
+    [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+    Args:
+        batches: Arrays with a common leading example axis.
+        rows: The size.
+
+    Yields:
+        Batches.
+    """
+    waiting: list[Data] = []
+    count = 0
+    for batch in batches:
+        waiting.append(batch)
+        count += len(jax.tree.leaves(batch)[0])
+        if count < rows:
+            continue
+        whole = jax.tree.map(_joined, *waiting)
+        for start in range(0, count - rows + 1, rows):
+            yield rows_of(whole, slice(start, start + rows))
+        waiting = [rows_of(whole, slice(count - count % rows, count))] if count % rows else []
+        count %= rows
+    if waiting:
+        yield jax.tree.map(_joined, *waiting)
+
+
+def _joined(*arrays: Any) -> Any:
+    if len(arrays) == 1:
+        return arrays[0]
+    if jax.dtypes.issubdtype(arrays[0].dtype, jax.dtypes.prng_key):
+        return jnp.concatenate(arrays)
+    return np.concatenate([np.asarray(x) for x in arrays])  # by JAX it would be a program for each shape
 
 
 def has_stream(data: Any) -> bool:

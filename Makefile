@@ -85,6 +85,8 @@ bench: env
 	$(BIN)/python -m benchmarks.hessian
 	$(BIN)/python -m benchmarks.trajectory
 	$(BIN)/python -m benchmarks.saving
+	$(BIN)/python -m benchmarks.streaming
+	$(BIN)/python -m benchmarks.first
 
 clean:
 	rm -rf .venv demo

@@ -59,8 +59,9 @@ def surface(
             is ``sum(w * x) / sum(w)`` over all data, whatever the batches. A scalar is taken as the batch mean; then
             there are no error bars. A dict of such functions, with a dict of data: ``loss`` is the sum of their means,
             and ``loss_NAME`` that of the term NAME. Arrays that it reads from outside are read anew at each call.
-        data: Arrays with a common leading example axis, e.g. ``(images, labels)``; PRNG keys count as arrays. None for
-            a loss without data: then ``loss_fn(params, None)`` gives a scalar.
+        data: Arrays with a common leading example axis, e.g. ``(images, labels)``; PRNG keys count as arrays. A
+            `jaxscape.Stream` of batches, for data that do not fit in memory. None for a loss without data: then
+            ``loss_fn(params, None)`` gives a scalar.
         directions: `Directions`, one pytree like params, or a sequence of these; by default random
             filter-normalized ones, as many as the grid has axes (two without a grid).
         grid: Coordinates in units of the directions; by default 51x51 over [-1, 1] for two directions and 401 points
@@ -69,7 +70,8 @@ def surface(
             mapping: the same for each metric by its name, e.g. ``{"loss": 0.01, "accuracy": 0.02}``; metrics that it
             does not name have error bars, but are not waited for.
             A few points, the roots, are exact; at the others, from coarse to fine, the losses of a sample are
-            regressed on those of the points around. 0.01 is a picture that no eye tells from the exact one.
+            regressed on those of the points around. 0.01 is a picture that no eye tells from the exact one. Of a stream
+            a sample has whole batches, the same ones for all points.
         atol: Absolute tolerance, with ``rtol``: spares the work on losses so small that their digits do not matter (a
             mean of exactly 0 takes all examples without it). A number for the loss, or a mapping like ``rtol``.
         batch_size: Examples in one call of loss_fn, at most; ``"auto"``: what is fastest in a short trial.

@@ -39,6 +39,13 @@ def test_the_readmes_example():
     plt.close("all")
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.stem)
+def test_the_code_of_a_page(path):
+    with jax.enable_x64(False):
+        for code in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):
+            exec(code, {})
+
+
 def test_every_name_and_command_of_the_readme_is_there():
     text = (ROOT / "README.md").read_text()
     for path in re.findall(r"\]\(([^)#:]+)\)", text):

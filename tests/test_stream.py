@@ -1,5 +1,7 @@
 """Streams: batches that are read again and again give what arrays give; what changes from pass to pass is refused."""
 
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -390,6 +392,33 @@ def test_the_first_batch_tells_a_loss_that_is_no_mean():
 
     with pytest.raises(ValueError, match="loss_fn is no mean over examples"):
         plane(js.Stream(cut(DATA, 16)), centred)
+
+
+# Memory
+
+BOUNDED = """
+import resource, sys
+import jax.numpy as jnp
+import numpy as np
+import jaxscape as js
+
+params, grid = {"w": jnp.ones((2, 2))}, js.Grid.line(0, 1, 3)
+loss = lambda p, x: (p["w"].sum() * x).mean(-1)
+batches = lambda num: (lambda: (np.full((1000, 2500), i, np.float32) for i in range(num)))
+run = lambda num: js.surface(params, loss, js.Stream(batches(num)), grid=grid, directions=params, progress=False)
+run(20)  # compiles
+held = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (held + (320 << 20),) * 2)
+print(float(run(330).loss[0]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit and /proc are Linux's")
+def test_ten_times_the_memory_that_is_left():
+    done = subprocess.run([sys.executable, "-c", BOUNDED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout) == pytest.approx(4 * np.mean(range(330)))  # 3.3 GB in batches of 10 MB, 320 MB are left
 
 
 # Several processes

@@ -55,7 +55,8 @@ def extreme_eigenvalues(
         params: Any pytree of floating arrays.
         loss_fn: ``loss_fn(params, batch)`` -> the loss of each example, a dict with the key ``"loss"``, or the mean of
             the batch, or a dict of such functions, as in `hvp`.
-        data: Arrays with a common leading example axis; None for a loss without data.
+        data: Arrays with a common leading example axis, or a `jaxscape.Stream` of batches; None for a loss without
+            data.
         key: A JAX random key, or an integer seed, of the first vector.
         tol: An end is converged when its residual ``norm(H v - lambda v)`` is at most ``tol * abs(lambda)`` and, with a
             probability of at least 99 % whatever the spectrum, no eigenvalue lies beyond it by more than that.
@@ -117,7 +118,8 @@ def top_eigenpairs(
         params: Any pytree of floating arrays.
         loss_fn: ``loss_fn(params, batch)`` -> the loss of each example, a dict with the key ``"loss"``, or the mean of
             the batch, or a dict of such functions, as in `hvp`.
-        data: Arrays with a common leading example axis; None for a loss without data.
+        data: Arrays with a common leading example axis, or a `jaxscape.Stream` of batches; None for a loss without
+            data.
         k: How many.
         which: The largest (``"LA"``), the smallest (``"SA"``), the largest in magnitude (``"LM"``), or in turn
             from both ends, beginning with the smallest (``"BE"``).
@@ -178,7 +180,8 @@ def hessian_trace(
         params: Any pytree of floating arrays.
         loss_fn: ``loss_fn(params, batch)`` -> the loss of each example, a dict with the key ``"loss"``, or the mean of
             the batch, or a dict of such functions, as in `hvp`.
-        data: Arrays with a common leading example axis; None for a loss without data.
+        data: Arrays with a common leading example axis, or a `jaxscape.Stream` of batches; None for a loss without
+            data.
         num_matvecs: Products, at least 2 for Hutchinson and 6 for Hutch++.
         method: ``"hutch++"`` or ``"hutchinson"``.
         key: A JAX random key, or an integer seed, of the vectors.
@@ -233,7 +236,8 @@ def spectral_density(
         params: Any pytree of floating arrays.
         loss_fn: ``loss_fn(params, batch)`` -> the loss of each example, a dict with the key ``"loss"``, or the mean of
             the batch, or a dict of such functions, as in `hvp`.
-        data: Arrays with a common leading example axis; None for a loss without data.
+        data: Arrays with a common leading example axis, or a `jaxscape.Stream` of batches; None for a loss without
+            data.
         num_probes: Random vectors, at least 2: their spread is the uncertainty.
         num_steps: Products for each of them.
         num_points: Eigenvalues at which the density is given.

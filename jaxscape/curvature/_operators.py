@@ -49,7 +49,8 @@ def hvp(
             ``"loss"``, and ``"weight"`` for weighted examples; or a scalar, the mean of the batch; twice differentiable
             by JAX. A dict of such functions, with a dict of data: the sum of their means.
         params: Any pytree of floating arrays.
-        data: Arrays with a common leading example axis, e.g. ``(images, labels)``; None for a loss without data.
+        data: Arrays with a common leading example axis, e.g. ``(images, labels)``, or a `jaxscape.Stream` of batches;
+            None for a loss without data.
         batch_size: Examples of each device at a time, at most; ``"auto"``: as many as a CPU's cache holds the linear
             function of, or 8 GB on other devices.
         mesh: The devices, which share the examples; by default all of all processes.
@@ -107,7 +108,8 @@ def ggn_product(
             ``"loss"``, and ``"weight"`` for weighted examples; or a scalar, the mean of the batch. A dict of such
             functions, with a dict of data: the sum of their means.
         params: Any pytree of floating arrays.
-        data: Arrays with a common leading example axis, e.g. ``(images, labels)``; None for a loss without data.
+        data: Arrays with a common leading example axis, e.g. ``(images, labels)``, or a `jaxscape.Stream` of batches;
+            None for a loss without data.
         batch_size: Examples of each device at a time, at most; ``"auto"``: as many as a CPU's cache holds the linear
             function of, or 8 GB on other devices.
         mesh: The devices, which share the examples; by default all of all processes.

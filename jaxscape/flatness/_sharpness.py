@@ -86,7 +86,8 @@ def sharpness(
         loss_fn: ``loss_fn(params, batch)`` -> the loss of each example, shape ``(batch,)``; a dict with the key
             ``"loss"``, and ``"weight"`` for weighted examples; or a scalar, the mean of the batch. A dict of such
             functions, with a dict of data: the sum of their means.
-        data: Arrays with a common leading example axis, e.g. ``(images, labels)``; None for a loss without data.
+        data: Arrays with a common leading example axis, e.g. ``(images, labels)``, or a `jaxscape.Stream` of batches;
+            None for a loss without data.
         measures: Their names; None: all for which there is what they need.
         rho: Radius of both adaptive measures (relative to the weights) and of m-sharpness (absolute).
         epsilon: Half the width of the box of ``keskar``, relative to ``abs(w) + 1``.

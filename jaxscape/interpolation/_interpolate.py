@@ -69,7 +69,8 @@ def interpolate(
         params_b: Params at alpha = 1.
         loss_fn: ``loss_fn(params, batch)`` -> the loss of each example, a dict with the key ``"loss"``, or the mean of
             the batch, or a dict of such functions, as in `surface`.
-        data: Arrays with a common leading example axis; None for a loss without data.
+        data: Arrays with a common leading example axis, or a `jaxscape.Stream` of batches; None for a loss without
+            data.
         grid: Coordinates along the line; by default 401 points over [-0.5, 1.5].
         curve: Another way from params_a to params_b than the straight line: one that `connect` trained, or a
             `Curve(control)` of your own. Both ends are exact as on the line.

@@ -51,7 +51,8 @@ def plane_hessian(
         params: Any pytree of floating arrays.
         loss_fn: ``loss_fn(params, batch)`` -> the loss of each example, a dict with the key ``"loss"``, or the mean of
             the batch, or a dict of such functions, as in `hvp`.
-        data: Arrays with a common leading example axis; None for a loss without data.
+        data: Arrays with a common leading example axis, or a `jaxscape.Stream` of batches; None for a loss without
+            data.
         directions: `Directions`, one pytree like params, or a sequence of these; None: random filter-normalized ones,
             as many as the grid has axes (two without a grid).
         grid: Coordinates in units of the directions; None: 51x51 points over [-1, 1] for two directions, 401 for one.

@@ -98,9 +98,7 @@ def choose_batch_size(source: Source, subspace: Subspace, lanes: int = 1) -> int
     form, constants = source.form(term.canonical)
     batch = term.batch_like(term.canonical)
     weights = jax.ShapeDtypeStruct((term.canonical,), subspace.dtype)
-    prepared = jax.eval_shape(
-        functools.partial(form.prepare, subspace), constants, subspace.params_like, batch, weights
-    )
+    prepared = jax.eval_shape(functools.partial(form.memory, subspace), constants, subspace.params_like, batch, weights)
     params = trees.size(subspace.params_like) * subspace.dtype.itemsize
     each = max(bytes_of(prepared) - params, term.canonical) / term.canonical
     room = _CACHED if on_cpu else min(_ROOMY, *(_memory(device) / 8 for device in jax.local_devices()))

@@ -1,17 +1,21 @@
 """Quadratic forms of a batch: the Hessian of the loss, and its Gauss-Newton matrix."""
 
 import functools
+import re
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxscape import trees
 from jaxscape.objective import WEIGHT, Computation, Term, Traced, abstract, trace
 from jaxscape.subspace import Subspace
 from jaxscape.types import Data, Params
 
+P = ParamSpec("P")
+R = TypeVar("R")
 ModelFn = Callable[[Params, Data], Array]
 
 
@@ -24,8 +28,22 @@ class Form(Hashable, Protocol):
     def prepare(self, subspace: Subspace, constants: Any, params: Params, batch: Data, weights: Array) -> Any:
         """What does not depend on the vector, a pytree."""
 
+    def memory(self, subspace: Subspace, constants: Any, params: Params, batch: Data, weights: Array) -> Any:
+        """Arrays as large as what a product has in memory beside the params."""
+
     def apply(self, prepared: Any, tangents: list[Array]) -> list[Array]:
         """The product, in the leaves of the subspace."""
+
+
+Method = Literal["forward_over_reverse", "reverse_over_reverse", "finite_difference"]
+"""How the gradient is differentiated along a vector."""
+
+_REFUSED = re.compile("jvp|forward-mode|differentiat", re.IGNORECASE)
+_OTHERS = (
+    "The gradient is differentiated in forward mode here. Where a function refuses that, pass to js.hvp "
+    "method='reverse_over_reverse', which needs reverse mode alone, or method='finite_difference', which needs "
+    "gradients alone."
+)
 
 
 class Hessian(NamedTuple):
@@ -34,23 +52,48 @@ class Hessian(NamedTuple):
     Attributes:
         loss: ``loss(constants, params, batch)`` -> a dict of metrics.
         rules: Identity of the user's own derivative rules in it.
+        method: How the gradient is differentiated.
     """
 
     loss: Computation
     rules: Hashable
+    method: Method = "forward_over_reverse"
 
     def prepare(self, subspace: Subspace, constants: Any, params: Params, batch: Data, weights: Array) -> Any:
-        """The gradient, linearized."""
+        """The gradient, linearized; for finite differences the gradient itself, and the point."""
+        total, inside = self._total(subspace, constants, params, batch, weights)
+        gradient = jax.grad(total)
+        if self.method == "finite_difference":
+            return jax.tree_util.Partial(gradient), inside
+        if self.method == "reverse_over_reverse":
+            return jax.vjp(gradient, inside)[1]
+        return jax.linearize(gradient, inside)[1]
+
+    def memory(self, subspace: Subspace, constants: Any, params: Params, batch: Data, weights: Array) -> Any:
+        """Arrays as large as what a product has in memory, for the choice of the batch size."""
+        if self.method != "finite_difference":
+            return self.prepare(subspace, constants, params, batch, weights)
+        total, inside = self._total(subspace, constants, params, batch, weights)
+        return jax.vjp(total, inside)[1]
+
+    def _total(
+        self, subspace: Subspace, constants: Any, params: Params, batch: Data, weights: Array
+    ) -> tuple[Callable[[list[Array]], Array], list[Array]]:
+        """The weighted loss of a batch as a function of the leaves of the subspace, and these leaves."""
         inside, outside = subspace.split(params)
 
         def total(inside: list[Array]) -> Array:
             return weighted_sum(self.loss(constants, subspace.join(inside, outside), batch), weights)
 
-        return jax.linearize(jax.grad(total), inside)[1]
+        return total, inside
 
     def apply(self, prepared: Any, tangents: list[Array]) -> list[Array]:
         """The derivative of the gradient."""
-        return prepared(tangents)
+        if self.method == "finite_difference":
+            gradient, point = prepared
+            return _central_difference(gradient, point, tangents)
+        # The Hessian is symmetric: what the gradient's derivative pulls back is what it pushes forward.
+        return prepared(tangents)[0] if self.method == "reverse_over_reverse" else prepared(tangents)
 
 
 class GaussNewton(NamedTuple):
@@ -74,23 +117,69 @@ class GaussNewton(NamedTuple):
         gradient = jax.grad(lambda y: weighted_sum(self.loss(of_loss, y, batch), weights))
         return model, jax.linearize(gradient, outputs)[1]
 
+    def memory(self, subspace: Subspace, constants: Any, params: Params, batch: Data, weights: Array) -> Any:
+        """The same."""
+        return self.prepare(subspace, constants, params, batch, weights)
+
     def apply(self, prepared: Any, tangents: list[Array]) -> list[Array]:
         """Along the model, along the gradient of the loss, and back."""
         model, loss = prepared
         return jax.linear_transpose(model, tangents)(loss(model(tangents)))[0]
 
 
+def advised(function: Callable[P, R]) -> Callable[P, R]:
+    """Tell of the other methods, where JAX refuses to differentiate a gradient in forward mode.
+
+    Args:
+        function: It traces or compiles a product with the Hessian.
+
+    Returns:
+        The function.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if _REFUSED.search(str(error)) and _OTHERS not in getattr(error, "__notes__", []):
+                error.add_note(_OTHERS)
+            raise
+
+    return wrapped
+
+
+def _central_difference(
+    gradient: Callable[[list[Array]], list[Array]], point: list[Array], tangents: list[Array]
+) -> list[Array]:
+    """``(g(x + h v) - g(x - h v)) / 2h``, h v a cube root of the machine precision as long as ``1 + norm(x)``.
+
+    There the rounding of the gradient and the error of the difference are of one size (Press et al. 2007, section 5.7).
+
+    Returns:
+        The product.
+    """
+    length = trees.norm(tangents)
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in point)
+    step = jnp.where(length > 0, eps ** (1 / 3) * (1 + trees.norm(point)) / jnp.where(length > 0, length, 1), 1)
+    beyond, before = (
+        gradient([x + (sign * step).astype(x.dtype) * v.astype(x.dtype) for x, v in zip(point, tangents, strict=True)])
+        for sign in (1, -1)
+    )
+    return [(b - a) / (2 * step).astype(b.dtype) for a, b in zip(before, beyond, strict=True)]
+
+
 class Source:
     """A term of an objective, as a product needs it: its form for batches of one size, and its constants."""
 
-    def __init__(self, term: Term) -> None:
+    def __init__(self, term: Term, method: Method = "forward_over_reverse") -> None:
         """The Hessian of a term."""
-        self.term = term
+        self.term, self._method = term, method
 
     def form(self, batch_size: int) -> tuple[Form, Any]:
         """The form, and its constants."""
         traced = self.term.traced(batch_size)
-        return Hessian(traced.computation, self.rules), traced.constants
+        return Hessian(traced.computation, self.rules, self._method), traced.constants
 
     @functools.cached_property
     def rules(self) -> Hashable:

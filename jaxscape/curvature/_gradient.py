@@ -73,6 +73,10 @@ class _ScaledGradient(NamedTuple):
 
         return fast_convolutions(jax.grad(total))(inside)
 
+    def memory(self, subspace: Subspace, constants: Any, params: Params, batch: Data, weights: Array) -> Any:
+        """The same."""
+        return self.prepare(subspace, constants, params, batch, weights)
+
     def apply(self, prepared: Any, tangents: list[Array]) -> list[Array]:
         """The same."""
         del tangents

@@ -1,16 +1,16 @@
 """Operators of a loss: its Hessian and its Gauss-Newton matrix."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxscape import checks
+from jaxscape import checks, trees
 from jaxscape.arguments import blamed, checked
-from jaxscape.curvature._forms import GaussNewtonSource, ModelFn, Source
+from jaxscape.curvature._forms import GaussNewtonSource, Method, ModelFn, Source, advised
 from jaxscape.curvature._product import Product
 from jaxscape.linalg import Operator
 from jaxscape.objective import DATA_AXIS, Objective, as_batch_size, split_terms
@@ -30,6 +30,7 @@ def hvp(
     mesh: Mesh | None = None,
     ignore: Ignore = None,
     linearize: bool | None = None,
+    method: Method = "forward_over_reverse",
     check: bool = True,
 ) -> Operator:
     """The Hessian of the mean loss over all of the data, at ``params``, as an operator: ``H(v)``.
@@ -58,6 +59,15 @@ def hvp(
             or a predicate on (path, leaf). Rows and columns of these leaves are zero.
         linearize: Whether the gradient, linearized at params, is kept in memory, which makes a product 1.1 to 1.2
             times faster; None: where it takes at most a quarter of the free memory.
+        method: How the gradient is differentiated along v:
+
+            - ``"forward_over_reverse"``: in forward mode, the fastest.
+            - ``"reverse_over_reverse"``: in reverse mode, for functions that have no forward mode, such as a
+              `jax.custom_vjp` within the rule of another one.
+            - ``"finite_difference"``: ``(g(x + h v) - g(x - h v)) / 2h`` with g the gradient and
+              ``h norm(v) = eps^(1/3) (1 + norm(x))``, for kernels whose gradient cannot be differentiated at all, such
+              as attention by Pallas. The relative error is about ``eps^(2/3)``: 1e-4 to 1e-3 in float32, so residuals
+              of eigenvalues get no smaller. Not for 16-bit leaves.
         check: Whether to find out if the loss is a mean over examples: by its jaxpr, or by at most 128 examples, twice.
 
     Returns:
@@ -66,13 +76,13 @@ def hvp(
 
     Raises:
         ValueError: params or data is empty, leaves of data differ in length, loss_fn gives a wrong shape or is no mean
-            over examples, weights depend on params, ``ignore`` leaves nothing, or ``batch_size`` is not positive. The
+            over examples, weights depend on params, ``ignore`` leaves nothing, ``batch_size`` is not positive, or
+            ``method`` is unknown, or ``"finite_difference"`` with a 16-bit leaf or with ``linearize=True``. The
             operator raises it for a v that is not like params.
         TypeError: A leaf of params is not floating.
     """
-    params, product = hessian_product(
-        loss_fn, params, data, Options(batch_size, ignore, check), one_mesh(mesh), linearize=linearize
-    )
+    options = Options(batch_size, ignore, check, method)
+    params, product = hessian_product(loss_fn, params, data, options, one_mesh(mesh), linearize=linearize)
     return Operator(product.at(params), product.subspace)
 
 
@@ -156,11 +166,13 @@ class Options(NamedTuple):
         batch_size: Examples of each device at a time, or ``"auto"``.
         ignore: Which leaves are held fixed.
         check: Whether to find out if the loss is a mean over examples.
+        method: How the gradient is differentiated, as in `hvp`.
     """
 
     batch_size: int | Literal["auto"] = "auto"
     ignore: Ignore = None
     check: bool = True
+    method: Method = "forward_over_reverse"
 
 
 def hessian_product(
@@ -188,9 +200,30 @@ def hessian_product(
     params = checks.as_params(params)
     batch_size = as_batch_size(options.batch_size)
     subspace = Subspace.of(params, options.ignore)
+    _check_method(options.method, subspace, linearize)
+    linearize = False if options.method == "finite_difference" else linearize
     objective = Objective.of(loss_fn, params, data, compute_dtype="float32", check=options.check, batch_size=batch_size)
-    sources = [Source(term) for term in objective.terms]
-    return params, Product(objective, sources, subspace, batch_size, mesh, linearize=linearize)
+    sources = [Source(term, options.method) for term in objective.terms]
+    advise = options.method == "forward_over_reverse"
+    make = advised(Product) if advise else Product  # it traces, to choose the batch size
+    return params, make(objective, sources, subspace, batch_size, mesh, linearize=linearize, advise=advise)
+
+
+def _check_method(method: str, subspace: Subspace, linearize: bool | None) -> None:
+    """Refuse a method that is unknown or cannot give the product."""
+    if method not in get_args(Method):
+        raise ValueError(f"method is {method!r}, expected one of {', '.join(get_args(Method))}.")
+    if method != "finite_difference":
+        return
+    if linearize:
+        raise ValueError("linearize is True, but method 'finite_difference' has nothing linear; expected None.")
+    names = zip(trees.leaf_names(subspace.params_like), subspace.dtypes, subspace.free, strict=True)
+    short = next((f"params{name} is {dtype}" for name, dtype, free in names if free and dtype.itemsize < 4), None)
+    if short:
+        raise ValueError(
+            f"method is 'finite_difference', but {short}: its rounding is larger than the step. Cast params to "
+            "float32, or pass another method."
+        )
 
 
 def one_mesh(mesh: Mesh | None) -> Mesh:

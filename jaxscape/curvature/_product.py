@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from jaxscape.convolution import compiler_options, fast_convolutions
 from jaxscape.curvature._batches import Stack, bytes_of, choose_batch_size, free_bytes, stacks_of
-from jaxscape.curvature._forms import Form, Source
+from jaxscape.curvature._forms import Form, Source, advised
 from jaxscape.curvature._streamed import Streamed
 from jaxscape.curvature._totals import BY_EXAMPLES, EVERYWHERE, Total, ends, joined, zeros
 from jaxscape.linalg import Matvec
@@ -129,6 +129,7 @@ class Product:
         mesh: Mesh,
         *,
         linearize: bool | None = None,
+        advise: bool = False,
     ) -> None:
         """Put the data in place; nothing is compiled yet.
 
@@ -139,11 +140,13 @@ class Product:
             batch_size: Examples of each device at a time, at most; None: as `choose_batch_size` says.
             mesh: The devices, along an axis ``"data"``.
             linearize: Whether linear functions are kept; None: where memory allows.
+            advise: Whether an error of differentiation tells of the other methods of `hvp`.
 
         Raises:
             ValueError: They are to be kept of a stream.
         """
         self.objective, self.subspace, self._mesh, self._linearize = objective, subspace, mesh, linearize
+        self._advised = advise
         self._parts: list[_Part] = []
         streams = [source for source in sources if source.term.passes]
         if streams and linearize:
@@ -164,7 +167,7 @@ class Product:
         other = object.__new__(Product)
         other.objective, other.subspace, other._mesh = self.objective, self.subspace, mesh
         other._linearize, other._parts = self._linearize, self._parts
-        other._streamed = self._streamed.on(mesh)
+        other._streamed, other._advised = self._streamed.on(mesh), self._advised
         return other
 
     def at(self, params: Params) -> Matvec:
@@ -176,6 +179,11 @@ class Product:
         Returns:
             ``v -> H v``, on the first device of the mesh.
         """
+        if self._advised:
+            return advised(advised(self._at)(params))
+        return self._at(params)
+
+    def _at(self, params: Params) -> Matvec:
         inside, point = is_inside_transform(params), params
         if not inside:
             params = self._everywhere(params)

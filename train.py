@@ -23,11 +23,11 @@ from tqdm.auto import tqdm
 
 import models
 from jaxscape import datasets, runs, trees
-from jaxscape.checkpoints import CHECKPOINTS, STEP_DTYPES
 from jaxscape.compilation import keep_compiled_programs
 from jaxscape.engine import mean_metrics
 from jaxscape.interrupts import leave, run_command
 from jaxscape.objective import Objective, use_all_cores
+from jaxscape.run_checkpoints import CHECKPOINTS, STEP_DTYPES
 from jaxscape.types import LossFn, Params
 from training.config import OPTIMIZERS, PRECISIONS, Config, make_optimizer
 from training.folder import RunFolder

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 import train
-from jaxscape.checkpoints import STEPS
+from jaxscape.run_checkpoints import STEPS
 from training.config import Config
 
 OPTIONS: dict[str, dict[str, Any]] = {

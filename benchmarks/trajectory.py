@@ -29,7 +29,7 @@ from flax import nnx
 import jaxscape as js
 import models
 from jaxscape import trees
-from jaxscape.checkpoints import (
+from jaxscape.run_checkpoints import (
     CHECKPOINTS,
     STEPS,
     Checkpoints,

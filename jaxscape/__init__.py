@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jaxscape.runs import load_run
     from jaxscape.surfaces import surface
     from jaxscape.sweep import load
-    from jaxscape.trajectories import pca_directions, project, trajectory
+    from jaxscape.trajectories import checkpoints, pca_directions, project, trajectory
     from jaxscape.weights import weight_histogram, weight_norms
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "Spec",
     "Stream",
     "align",
+    "checkpoints",
     "connect",
     "datasets",
     "direction_between",
@@ -85,7 +86,7 @@ _NAMES = {
     "runs": ("load_run",),
     "surfaces": ("surface",),
     "sweep": ("load",),
-    "trajectories": ("pca_directions", "project", "trajectory"),
+    "trajectories": ("checkpoints", "pca_directions", "project", "trajectory"),
     "weights": ("weight_histogram", "weight_norms"),
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names}

@@ -21,9 +21,9 @@ from jaxtyping import Array
 
 from jaxscape import checks, trees
 from jaxscape.arguments import check_path
-from jaxscape.checkpoints import Checkpoints, epoch_checkpoints, step_checkpoints
 from jaxscape.datasets import Split, load, normalize
 from jaxscape.normalize import running_statistics
+from jaxscape.run_checkpoints import Checkpoints, epoch_checkpoints, step_checkpoints
 from jaxscape.torch_weights import import_torch_state_dict as import_torch_state_dict
 from jaxscape.types import LossFn, Params
 

@@ -25,7 +25,7 @@ FLOORS = (
     ("curvature", "sweep"),
     ("surfaces", "interpolation", "maps", "flatness"),
     ("trajectories", "comparison"),
-    ("plot", "cifar", "torch_weights", "checkpoints"),
+    ("plot", "cifar", "torch_weights", "run_checkpoints"),
     ("datasets",),
     ("runs",),
     ("alignment", "weights"),

@@ -341,6 +341,20 @@ def test_a_folder_of_orbax_checkpoints(tmp_path, save):
     equal(projected(folder), projected(PATH))
 
 
+def test_the_sequence_of_a_folder(tmp_path):
+    folder = bare(tmp_path / "run", prefix="ckpt_")
+    path = js.checkpoints(folder, like=LIKE)
+    assert len(path) == STEPS
+    assert path.steps == tuple(sorted(path.steps))
+    equal([np.asarray(x) for x in jax.tree.leaves(path[-1])], [np.asarray(x) for x in jax.tree.leaves(PATH[-1])])
+    equal(principal(path), principal(PATH))
+    assert repr(path) == f"<{STEPS} checkpoints, steps {path.steps[0]} to {path.steps[-1]}>"
+    with pytest.raises(FileNotFoundError, match="folder is '.*missing', but there is no such folder"):
+        js.checkpoints(tmp_path / "missing")
+    with pytest.raises(TypeError, match="folder is 3, expected the path of a folder"):
+        js.checkpoints(3)
+
+
 def test_a_folder_has_the_structure_of_the_origin(tmp_path):
     states = [nnx.State({"w": nnx.Param(p["w"]), "b": nnx.Param(p["b"])}) for p in PATH]
     with ocp.StandardCheckpointer() as checkpointer:

@@ -18,8 +18,8 @@ import xarray as xr
 
 import jaxscape as js
 from jaxscape import cli, plot
-from jaxscape.checkpoints import Checkpoints
 from jaxscape.objective import use_all_cores
+from jaxscape.run_checkpoints import Checkpoints
 from jaxscape.sweep import save
 from tests.problems import slow_but, slow_unless
 

@@ -10,7 +10,7 @@ import pytest
 
 import train
 from jaxscape import trees
-from jaxscape.checkpoints import from_vector, to_vector
+from jaxscape.run_checkpoints import from_vector, to_vector
 from tests.training import CONFIG, same
 
 

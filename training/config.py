@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 import models
 from jaxscape import datasets, runs
-from jaxscape.checkpoints import STEP_DTYPES
+from jaxscape.run_checkpoints import STEP_DTYPES
 
 OPTIMIZERS = {"sgd": 0.1, "adam": 1e-3}  # the paper's initial learning rates, section 5
 PRECISIONS = ("float32", "bfloat16")

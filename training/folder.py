@@ -18,7 +18,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxscape import runs
-from jaxscape.checkpoints import (
+from jaxscape.files import FolderLock, replace_text
+from jaxscape.run_checkpoints import (
     CHECKPOINTS,
     STEPS,
     checkpoint_manager,
@@ -27,7 +28,6 @@ from jaxscape.checkpoints import (
     to_vector,
     write_digests,
 )
-from jaxscape.files import FolderLock, replace_text
 from jaxscape.types import Params
 from training.config import Config
 from training.step import TrainState

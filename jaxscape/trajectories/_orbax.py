@@ -8,12 +8,14 @@ whatever devices they were saved from.
 import json
 import os
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxscape.arguments import check_path
 from jaxscape.trajectories._sequences import Lazy
 from jaxscape.types import Params
 
@@ -21,7 +23,60 @@ _ITEMS = ("params", "state", "default", "pytree")  # the first of these that exi
 _PICK = "[ocp.StandardCheckpointer().restore(path)['NAME'] for path in paths]"
 
 
-def read_folder(folder: str | os.PathLike[str], like: Params | None, name: str) -> Lazy:
+@dataclass(frozen=True)
+class Saved(Lazy):
+    """The params of a folder of checkpoints.
+
+    Attributes:
+        steps: The numbers of the steps, ascending.
+    """
+
+    steps: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} checkpoints, steps {self.steps[0]} to {self.steps[-1]}>"
+
+
+def checkpoints(folder: str | os.PathLike[str], *, like: Params | None = None) -> Saved:
+    """The params in a folder of orbax checkpoints, a sequence that reads one at a time when it is asked for it.
+
+    `jaxscape.pca_directions`, `jaxscape.project` and `jaxscape.trajectory` take it, and the folder itself, too. It is
+    for everything else: the last params for a surface, every tenth for a line, the steps for an axis of a plot.
+
+    >>> import tempfile
+    >>> import orbax.checkpoint as ocp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with ocp.CheckpointManager(folder) as manager:
+    ...         for step in (0, 10, 20):
+    ...             _ = manager.save(step, args=ocp.args.StandardSave({"w": jnp.full(2, float(step))}))
+    ...         manager.wait_until_finished()
+    ...     path = checkpoints(folder)
+    ...     print(path, path[-1]["w"].tolist(), [params["w"][0].item() for params in path[::2]])
+    <3 checkpoints, steps 0 to 20> [20.0, 20.0] [0.0, 20.0]
+
+    Args:
+        folder: In any form that `etils.epath` can read, e.g. ``gs://...``: that of a `CheckpointManager`
+            (``FOLDER/STEP/ITEM``), or one with a folder for each step (``FOLDER/STEP``, also with a prefix:
+            ``ckpt_100``). Of several items the first of ``params``, ``state``, ``default`` and ``pytree`` is read; of a
+            train state the entry ``params``.
+        like: Params with the same leaves, for the structure, since orbax keeps names and arrays alone: without it an
+            NNX state comes back as nested dicts.
+
+    Returns:
+        A sequence of params, NumPy arrays, in the order of the steps; ``.steps`` has their numbers.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: The folder has no checkpoints, is that of a run of train.py or of one step, its steps have several
+            prefixes, or a step has none of the items above.
+        TypeError: A leaf of the last checkpoint is not floating.
+        ImportError: orbax is not installed.
+    """
+    check_path(folder, "folder")
+    return read_folder(folder, like, "folder")
+
+
+def read_folder(folder: str | os.PathLike[str], like: Params | None, name: str) -> Saved:
     """Return the params in a folder of checkpoints, in the order of their steps.
 
     If a step has several items, the first of ``params``, ``state``, ``default`` and ``pytree`` is read. If the saved
@@ -56,13 +111,14 @@ def read_folder(folder: str | os.PathLike[str], like: Params | None, name: str) 
     if not path.is_dir():
         raise FileNotFoundError(f"{name} is {os.fspath(folder)!r}, but there is no such folder.")
     _refuse_run(path, name)
-    items = [_item(step, name) for step in _steps(path, name)]
+    steps = _steps(path, name)
+    items = [_item(folder, name) for folder in steps.values()]
     _chosen(items[-1], like, name)
-    return Lazy(len(items), lambda index: _read(items[index], like, name))
+    return Saved(len(items), lambda index: _read(items[index], like, name), tuple(steps))
 
 
-def _steps(path: Any, name: str) -> list[Any]:
-    """The folders of complete steps, sorted by number; a step that orbax is still writing has another name."""
+def _steps(path: Any, name: str) -> dict[int, Any]:
+    """The folders of complete steps by number, sorted; a step that orbax is still writing has another name."""
     if (path / "_METADATA").exists():
         raise ValueError(f"{name} is {path}, one checkpoint; expected a folder of several, e.g. {path.parent}.")
     names = [re.fullmatch(r"(\w*?)(\d+)", entry.name) for entry in path.iterdir() if entry.is_dir()]
@@ -78,7 +134,7 @@ def _steps(path: Any, name: str) -> list[Any]:
         raise ValueError(
             f"{name} is the folder {path}, whose steps have the prefixes {prefixes}; expected one of them."
         )
-    return [path / step for *_, step in steps]
+    return {number: path / step for number, _, step in steps}
 
 
 def _item(step: Any, name: str) -> Any:

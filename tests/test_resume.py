@@ -125,7 +125,8 @@ def test_killed_and_resumed_is_the_same_to_the_bit(run, tmp_path):
     out = tmp_path / "killed"
     command = [sys.executable, "train.py", *OPTIONS, "--out", str(out), "--resume"]
     root = os.path.dirname(train.__file__)
-    environment = os.environ | {"JAX_ENABLE_X64": "1", "JAX_NUM_CPU_DEVICES": "8"}  # as the tests' own process
+    devices = {"JAX_NUM_CPU_DEVICES": str(jax.device_count())}  # as the tests' own process
+    environment = os.environ | {"JAX_ENABLE_X64": "1"} | devices
     process = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (out / "metrics.csv").exists() or len((out / "metrics.csv").read_text().splitlines()) < 3:
         time.sleep(0.05)

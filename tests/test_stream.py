@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import pytest
 from jax.sharding import Mesh
 
 import jaxscape as js
+from jaxscape.engine import Program
 from jaxscape.objective import Objective
 from tests.problems import classification_data, launch, mlp_apply, mlp_loss, mlp_params, slow_but
 
@@ -257,6 +259,137 @@ def test_the_fingerprint_is_of_the_contents():
     assert first == same != other
 
 
+# Threads and memory that others hold
+
+
+class Shared:
+    """As a torch loader with persistent workers: one iterator, which each pass begins anew."""
+
+    def __init__(self, batches):
+        self.batches, self.at = batches, 0
+
+    def __iter__(self):
+        self.at = 0
+        return self.Iterator(self)
+
+    class Iterator:
+        def __init__(self, loader):
+            self.loader = loader
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if self.loader.at == len(self.loader.batches):
+                raise StopIteration
+            self.loader.at += 1
+            return self.loader.batches[self.loader.at - 1]
+
+
+def test_a_loader_with_one_iterator_for_all_passes():
+    loader = Shared(cut(DATA, 8))
+    loss = {"a": summed, "b": summed}
+    result = plane({"a": js.Stream(loader), "b": js.Stream(loader)}, loss)
+    np.testing.assert_allclose(result.loss_b, plane(DATA).loss, rtol=1e-12)
+    steps = [js.random_directions(i, PARAMS, num=1)[0] for i in range(3)]
+    path = [*(jax.tree.map(lambda x, d: x + 0.1 * d, PARAMS, step) for step in steps), PARAMS]
+    arrays, streamed = (js.trajectory(path, mlp_loss, d, points=3, progress=False) for d in (DATA, js.Stream(loader)))
+    np.testing.assert_allclose(streamed.in_plane_loss, arrays.in_plane_loss, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["put", "dlpack"])
+def test_a_buffer_behind_a_jax_array(kind):
+    x = np.arange(4096.0)
+
+    def batches():
+        memory = np.empty(8 * 512 + 64, np.uint8)
+        start = -memory.ctypes.data % 64  # so aligned, `jax.device_put` shares it
+        buffer = memory[start : start + 8 * 512].view(np.float64)
+        for i in range(0, 4096, 512):
+            buffer[:] = x[i : i + 512]
+            yield jax.device_put(buffer) if kind == "put" else jax.dlpack.from_dlpack(buffer)
+
+    grid = js.Grid.line(0, 1, 2)
+    arrays, streamed = (
+        js.surface(jnp.ones(()), lambda p, b: b * p, d, grid=grid, directions=jnp.ones(()), progress=False)
+        for d in (x, js.Stream(batches))
+    )
+    np.testing.assert_allclose(streamed.loss, arrays.loss, rtol=1e-12)
+
+
+def test_what_a_generator_sets_for_its_thread_stays_there():
+    seen, ended = [], []
+
+    def batches():
+        with jax.default_matmul_precision("bfloat16"), np.errstate(all="raise"):
+            try:
+                for batch in cut(DATA, 8):
+                    seen.append(threading.current_thread())
+                    yield batch
+            finally:
+                ended.append(threading.current_thread())
+
+    before = jax.config.jax_default_matmul_precision, np.geterr()
+    plane(js.Stream(batches))
+    assert (jax.config.jax_default_matmul_precision, np.geterr()) == before
+    assert len(set(ended)) == len(ended) == 2
+    assert set(seen) == set(ended)
+    assert threading.main_thread() not in seen
+
+
+def test_an_iterator_that_can_be_closed_is_closed():
+    closed = []
+
+    class Closing(Shared.Iterator):
+        def close(self):
+            closed.append(self)
+
+    class Files(Shared):
+        Iterator = Closing
+
+    plane(js.Stream(Files(cut(DATA, 8))))
+    assert len(closed) == 2
+
+
+def test_the_tolerance_mode_does_not_keep_the_batches(monkeypatch):
+    alive, most, fed = weakref.WeakSet(), [], Program.fed
+
+    def counted(program, data):
+        other = fed(program, data)  # it holds the batch
+        alive.add(other)
+        most.append(len(alive))
+        return other
+
+    monkeypatch.setattr(Program, "fed", counted)
+    batches = [np.full((4, 2), float(i)) for i in range(200)]
+    options = {"directions": jnp.ones(()), "grid": js.Grid.line(-1, 1, 3), "progress": False}
+    js.surface(jnp.ones(()), lambda p, b: p * b[:, 0], js.Stream(batches), rtol=0.1, **options)
+    assert len(most) >= 200
+    assert max(most) < 10
+
+
+def test_an_error_does_not_wait_for_a_loader_that_hangs():
+    data = classification_data(examples=300)
+
+    def batches():
+        yield from cut(data, 64)[:3]  # the first two have the 128 examples that are read before
+        time.sleep(30)
+
+    (term,) = Objective.of(mlp_loss, PARAMS, js.Stream(batches), check=False).terms
+    iterator = iter(term.passes)
+    next(iterator)
+    begin = time.perf_counter()
+    iterator.close()
+    assert time.perf_counter() - begin < 10
+
+
+@pytest.mark.parametrize("rtol", [None, 0.05])
+def test_a_first_batch_of_one_example(rtol):
+    np.testing.assert_allclose(
+        plane(js.Stream(cut(DATA, 1, 36)), rtol=rtol).loss, plane(DATA).loss, rtol=0.2 if rtol else 1e-12
+    )
+
+
 # What is refused
 
 
@@ -267,31 +400,35 @@ def test_a_reshuffling_loader():
         order = rng.permutation(37)
         return iter(cut(tuple(x[order] for x in DATA), 8))
 
-    with pytest.raises(ValueError, match="data gave another first batch when it was read again.*switch off shuffling"):
+    with pytest.raises(
+        ValueError, match="batch 0 of data is not what it was when it was read before.*switch off shuffling"
+    ):
         plane(js.Stream(shuffled))
 
 
 def test_an_augmenting_loader_is_found_in_a_later_batch():
     rng = np.random.default_rng(0)
+    data = classification_data(examples=300)
 
     def batches():
-        for i, (x, labels) in enumerate(cut(DATA, 8)):
-            yield (x if i < 2 else x + rng.normal(size=x.shape)), labels
+        for i, (x, labels) in enumerate(cut(data, 64)):
+            yield (x if i < 3 else x + rng.normal(size=x.shape)), labels
 
-    product = js.hvp(mlp_loss, PARAMS, js.Stream(batches))
-    with pytest.raises(ValueError, match="batch 2 of data is not what it was in the first pass"):
+    product = js.hvp(mlp_loss, PARAMS, js.Stream(batches))  # its first 128 examples are read again
+    with pytest.raises(ValueError, match="batch 3 of data is not what it was when it was read before"):
         product(DIRECTIONS[0])
 
 
 @pytest.mark.parametrize("later", [3, 5])
 def test_a_pass_of_another_length(later):
-    lengths = iter([4, 4, later, 4])
+    lengths = iter([5, 4, later, later])
+    data = classification_data(examples=400)
 
     def batches():
-        return iter(cut(DATA, 7)[: next(lengths)])
+        return iter(cut(data, 64)[: next(lengths)])
 
     product = js.hvp(mlp_loss, PARAMS, js.Stream(batches))
-    with pytest.raises(ValueError, match="gave 3 batches in a pass and 4|the first pass had 4 batches"):
+    with pytest.raises(ValueError, match=f"data gave {later} batches, and 4 when it was read before"):
         product(DIRECTIONS[0])
 
 
@@ -300,8 +437,8 @@ def test_what_can_be_read_once_only():
         TypeError, match=r"batches is a generator, which can be read once only.*js.Stream\(make_batches\)"
     ):
         js.Stream(batch for batch in cut(DATA, 8))
-    once = iter(cut(DATA, 8))
-    with pytest.raises(ValueError, match="data gave another first batch when it was read again"):
+    once = iter(cut(classification_data(examples=400), 64))
+    with pytest.raises(ValueError, match="batch 0 of data is not what it was when it was read before"):
         plane(js.Stream(lambda: once))
     one = iter(cut(DATA, 37))
     with pytest.raises(ValueError, match="data gave batches once, and none the second time"):
@@ -326,11 +463,14 @@ class Examples:
         (DATA[0], "batches is a ndarray, expected a list of batches"),
         (Examples(), "batches is an Examples, which gives single examples by their numbers"),
         (3, "batches is an int, expected a loader"),
+        (lambda: DATA, "batches gave a tuple when it was called, expected an iterator of batches"),
+        (lambda: DATA[0], "batches gave a ndarray when it was called"),
+        (lambda: 3, "batches gave an int when it was called"),
     ],
 )
 def test_what_gives_no_batches(batches, message):
     with pytest.raises(TypeError, match=message):
-        js.Stream(batches)
+        plane(js.Stream(batches))
 
 
 def test_batches_of_other_forms():
@@ -358,13 +498,15 @@ def test_an_error_of_the_loader_comes_out_and_ends_its_thread():
     assert not [t for t in threading.enumerate() if t.name == "jaxscape-stream"]
 
 
-@pytest.mark.parametrize("raw", ["generator", "loader", "dataset", "list of batches"])
+@pytest.mark.parametrize("raw", ["generator", "loader", "dataset", "function", "list of batches", "ragged list"])
 def test_a_loader_without_the_stream_is_told_of_it(raw):
     data = {
         "generator": (batch for batch in cut(DATA, 8)),
         "loader": Loader(cut(DATA, 8)),
         "dataset": Examples(),
+        "function": lambda: iter(cut(DATA, 8)),
         "list of batches": cut(DATA, 8)[:4],
+        "ragged list": cut(DATA, 8),
     }[raw]
     with pytest.raises((TypeError, ValueError)) as error:  # the last one by the loss, which gets the list
         plane(data)
@@ -385,13 +527,15 @@ def test_calls_that_need_examples_by_their_numbers():
 
 
 @pytest.mark.check
-def test_the_first_batch_tells_a_loss_that_is_no_mean():
+@pytest.mark.parametrize("sizes", [(16,), (1,), (1, 36)])
+def test_the_first_examples_tell_a_loss_that_is_no_mean(sizes):
     def centred(params, batch):
         logits = mlp_apply(params, batch[0])
         return (logits - logits.mean(0)).sum(-1) ** 2
 
-    with pytest.raises(ValueError, match="loss_fn is no mean over examples"):
-        plane(js.Stream(cut(DATA, 16)), centred)
+    for loss in (centred, lambda p, b: mlp_loss(p, b)["loss"].sum()):
+        with pytest.raises(ValueError, match="loss_fn is no mean over examples"):
+            plane(js.Stream(cut(DATA, *sizes)), loss)
 
 
 # Memory

@@ -25,11 +25,13 @@ def template_of(term: Term) -> Term:
     """A term with as many examples as a part has, for trials and compilation.
 
     Returns:
-        The term of arrays itself. Of a stream its first batch, repeated where a larger part is faster.
+        The term of arrays itself. Of a stream its first examples, repeated where a larger part is faster.
     """
-    if term.passes is None or not all(term.per_example.values()):
-        return term.sample
+    if term.passes is None:
+        return term
     first = term.sample
+    if not all(term.per_example.values()):
+        return some(first, 0, term.passes.largest)
     bytes_of_first = sum(x.nbytes for x in jax.tree.leaves(first.data))
     expected, fast = term.passes.expected_examples, first_batch(first)
     rows = max(min(fast, expected), min(BATCHES * fast, expected // PARTS))

@@ -1,5 +1,6 @@
 """The tolerance mode over a stream: its batches take the place of single examples."""
 
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,7 +12,7 @@ from jaxscape.engine._program import Load, Program
 from jaxscape.engine._record import Record
 from jaxscape.engine._source import Blocks, Place
 from jaxscape.engine._summary import from_device, join
-from jaxscape.objective import Term, gather, num_examples
+from jaxscape.objective import Term, gather
 
 
 class StreamSource:
@@ -30,7 +31,7 @@ class StreamSource:
 
         Args:
             term: The loss over a stream.
-            place: The same loss of the first batch, and the points.
+            place: The same loss of as many examples as a batch has, and the points.
             load: How much goes side by side.
             record: What is known of earlier calls, and keeps what is computed.
         """
@@ -82,8 +83,8 @@ class StreamSource:
 
     def _evaluated(self, rows: np.ndarray, batches: np.ndarray) -> dict[str, np.ndarray]:
         column = {int(batch): i for i, batch in enumerate(batches)}
-        column_of: dict[Program, int] = {}
-        most = num_examples(self._term.data)
+        column_of: weakref.WeakKeyDictionary[Program, int] = weakref.WeakKeyDictionary()  # a program holds its batch
+        most = self._place.term.examples
 
         def programs() -> Iterator[Program]:
             for number, part in enumerate(self._term.parts(), self._first):

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from jaxscape.engine._exact import Loads, load_of, progress_bar, with_retries
-from jaxscape.engine._parts import mesh_of, work_of
+from jaxscape.engine._parts import mesh_of, some, work_of
 from jaxscape.engine._program import Load
 from jaxscape.engine._record import Record
 from jaxscape.engine._result import Estimate, Evaluation, add_terms
@@ -101,7 +101,8 @@ def estimate(
 
     with progress_bar(len(coords) * len(objective.terms), progress) as bar:
         for term in objective.terms:
-            place = Place(term.sample, params, basis, coords, mesh_of(term, mesh))
+            one = some(term.sample, 0, term.passes.largest) if term.passes else term  # a batch is evaluated by itself
+            place = Place(one, params, basis, coords, mesh_of(term, mesh))
             roots = work_of(term, place.term, int((tolerance.levels == 0).sum()))
             chosen = choose_load(place.program, term.sample, roots, place.mesh, load_of(load, term))
             wanted = _of_term(tolerance, term, len(objective.terms))

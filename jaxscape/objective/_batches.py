@@ -45,7 +45,10 @@ def num_examples(data: Any, name: str = "data") -> int:
         raise ValueError(f"{name} has no leaves; expected arrays with a leading example axis, e.g. (images, labels).")
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{leaf_name}: {length}" for leaf_name, length in lengths.items())
-        raise ValueError(f"the leaves of {name} differ in their number of examples ({counts}); expected one length.")
+        hint = " Where it is a list of batches, pass js.Stream(data)." if isinstance(data, list) else ""
+        raise ValueError(
+            f"the leaves of {name} differ in their number of examples ({counts}); expected one length.{hint}"
+        )
     (length,) = set(lengths.values())
     if not length:
         raise ValueError(f"{name} has no examples (length 0); expected at least one.")
@@ -54,7 +57,7 @@ def num_examples(data: Any, name: str = "data") -> int:
 
 def _refuse_loader(leaf: Any, name: str) -> None:
     is_array = hasattr(leaf, "shape") or isinstance(leaf, str | bytes)
-    if not is_array and any(hasattr(leaf, x) for x in ("__iter__", "__next__", "__getitem__")):
+    if not is_array and (callable(leaf) or any(hasattr(leaf, x) for x in ("__iter__", "__next__", "__getitem__"))):
         raise TypeError(
             f"{name} is {type(leaf).__name__}, expected an array with a leading example axis. Where it gives batches, "
             "as a data loader does, pass js.Stream(loader)."

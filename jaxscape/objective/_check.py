@@ -88,7 +88,8 @@ def check_is_mean(term: "Term", params: Params, batch_size: int | None) -> Check
     Returns:
         The check, which has not begun.
     """
-    large = term.canonical if batch_size is None else even_size(term.examples, max(2, min(batch_size, EXAMPLES)))
+    most = term.canonical if batch_size is None else max(2, min(batch_size, EXAMPLES))
+    large = even_size(term.examples, most)
     proven = term.traced(large).computation, large
     if proven in _passed:
         return Check()

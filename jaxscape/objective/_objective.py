@@ -17,7 +17,8 @@ from jaxscape.objective._batches import cached_examples, even_size, num_examples
 from jaxscape.objective._check import Check, check_is_mean
 from jaxscape.objective._devices import gather
 from jaxscape.objective._jaxpr import Identity, depends_on
-from jaxscape.objective._stream import Passes, Stream, recut
+from jaxscape.objective._passes import Passes, recut
+from jaxscape.objective._stream import Stream
 from jaxscape.objective._terms import metrics_of, split_terms
 from jaxscape.objective._trace import PRECISIONS, Computation, Traced, abstract, is_traced, trace
 from jaxscape.types import Data, LossFn, Params
@@ -31,7 +32,7 @@ class Term:
 
     Attributes:
         name: ``""`` where the objective has no other term.
-        data: Arrays with a common leading example axis; of a stream the first batch.
+        data: Arrays with a common leading example axis; of a stream the first ones.
         passes: Those over a stream; None: all data are in memory.
         per_example: For each metric whether the loss gives it per example (True) or as the mean of a batch (False).
         weighted: Whether the loss gives weights.
@@ -57,7 +58,7 @@ class Term:
         self.name, argument = name, f"data[{name!r}]" if name else "data"
         self.check = Check()
         self.passes = Passes(data, argument) if isinstance(data, Stream) else None
-        self.data = np.zeros((1, 0)) if data is None else self.passes.first if self.passes else data
+        self.data = np.zeros((1, 0)) if data is None else self.passes.sample if self.passes else data
         rows = num_examples(self.data, argument)
         self._argument = f"loss_fn[{name!r}]" if name else "loss_fn"
         self._no_data = data is None
@@ -67,7 +68,8 @@ class Term:
         self._params, self._compute_dtype = abstract(params), compute_dtype
         self._traced: dict[int, Traced] = {}
         # The first trials on a CPU begin with as many, so that one trace serves; fewer than 8 would check little.
-        self.canonical = even_size(rows, int(np.clip(cached_examples(self.data), 8, 128)))
+        size = int(np.clip(cached_examples(self.data), 8, 128))
+        self.canonical = size if self.passes else even_size(rows, size)  # of a stream whatever its batches
         shapes = self.traced(self.canonical).computation.shapes
         self.weighted = WEIGHT in shapes
         self.per_example = {name: bool(shape.ndim) for name, shape in shapes.items() if name != WEIGHT}
@@ -79,7 +81,7 @@ class Term:
 
     @property
     def sample(self) -> "Term":
-        """The same loss of examples in memory: all of them, or the first batch of a stream."""
+        """The same loss of examples in memory: all of them, or the first ones of a stream."""
         return self.with_data(self.data) if self.passes else self
 
     def parts(self, rows: int | None = None) -> Iterator["Term"]:

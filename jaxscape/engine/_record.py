@@ -29,6 +29,23 @@ class Record:
             For each metric the values of the examples; None if one of them is not known.
         """
 
+    def split(
+        self, term: str, rows: np.ndarray, examples: np.ndarray
+    ) -> tuple[dict[int, dict[str, np.ndarray]], np.ndarray]:
+        """Points whose values are known, with the values, and the points whose values are not.
+
+        Args:
+            term: The name of the term.
+            rows: The points.
+            examples: Numbers of the examples.
+
+        Returns:
+            What `find` gives, by point; and the other points.
+        """
+        found = {int(row): self.find(term, int(row), examples) for row in rows}
+        known = {row: values for row, values in found.items() if values is not None}
+        return known, np.array([row for row in found if row not in known], int)
+
     def keep(self, term: str, rows: np.ndarray, examples: np.ndarray, values: dict[str, np.ndarray]) -> None:
         """Keep values.
 

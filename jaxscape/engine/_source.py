@@ -109,15 +109,11 @@ class Source:
         """
         term, batch = self._place.term, slice(self.counts[first], self.counts[last])
         examples = self._examples[batch]
-        left = []
-        for row in rows:
-            known = self._record.find(term.name, int(row), examples)
-            if known is None:
-                left.append(row)
-            else:
-                yield np.array([row]), _weighted({name: values[None] for name, values in known.items()}, term)
+        known, left = self._record.split(term.name, rows, examples)
+        for row, by_metric in known.items():
+            yield np.array([row]), _weighted({name: values[None] for name, values in by_metric.items()}, term)
         columns = np.argsort(np.argsort(self._slots[batch]))  # the program gives them by rows of the data
-        blocks = _blocks(np.array(left, int), self._program, len(examples))
+        blocks = _blocks(left, self._program, len(examples))
         calls = ((block, self._program.values(self.coords[block], first, last)) for block in blocks)
         for block, by_row in ahead(calls):
             values = {name: x[:, columns] for name, x in by_row.items()}

@@ -68,18 +68,13 @@ class StreamSource:
             Points and their values; the points that are on record come first.
         """
         batches, name = self._order[first:last], self._term.name
-        left = []
-        for row in rows:
-            known = self._record.find(name, int(row), batches)
-            if known is None:
-                left.append(row)
-            else:
-                yield np.array([row]), {metric: values[None] for metric, values in known.items()}
-        if left and len(batches):
-            points = np.array(left, int)
-            values = self._evaluated(points, batches)
-            self._record.keep(name, points, batches, values)
-            yield points, values
+        known, left = self._record.split(name, rows, batches)
+        for row, by_metric in known.items():
+            yield np.array([row]), {metric: values[None] for metric, values in by_metric.items()}
+        if len(left) and len(batches):
+            values = self._evaluated(left, batches)
+            self._record.keep(name, left, batches, values)
+            yield left, values
 
     def _evaluated(self, rows: np.ndarray, batches: np.ndarray) -> dict[str, np.ndarray]:
         column = {int(batch): i for i, batch in enumerate(batches)}

@@ -629,10 +629,17 @@ def test_a_torch_loader_of_bfloat16():
     assert objective.examples == 8
 
 
-def test_a_grain_loader():
-    grain = pytest.importorskip("grain", reason="grain is not installed")
+@pytest.mark.parametrize("form", ["map", "iterable", "loader"])
+def test_a_grain_loader(form):
+    grain = pytest.importorskip("grain.python", reason="grain is not installed")
     rows = list(zip(*DATA, strict=True))
-    loader = grain.MapDataset.source(rows).batch(8)
+    if form == "loader":
+        order = {"shard_options": grain.NoSharding(), "shuffle": False, "num_epochs": 1, "seed": 0}
+        sampler = grain.IndexSampler(len(rows), **order)
+        loader = grain.DataLoader(data_source=rows, sampler=sampler, operations=[grain.Batch(8)])
+    else:
+        loader = grain.MapDataset.source(rows)
+        loader = (loader if form == "map" else loader.to_iter_dataset()).batch(8)
     np.testing.assert_allclose(plane(js.Stream(loader)).loss, plane(DATA).loss, rtol=1e-12)
 
 

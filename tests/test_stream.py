@@ -16,7 +16,9 @@ from jax.sharding import Mesh
 
 import jaxscape as js
 from jaxscape.engine import Program
-from jaxscape.objective import Objective
+from jaxscape.interpolation import _statistics
+from jaxscape.maps import _map
+from jaxscape.objective import Objective, _passes
 from tests.problems import classification_data, launch, mlp_apply, mlp_loss, mlp_params, slow_but
 
 PARAMS, DATA = mlp_params(), classification_data(examples=37)
@@ -655,3 +657,22 @@ def test_no_warning_and_no_thread_is_left():
         plane(js.Stream(cut(DATA, 8)))
     time.sleep(0.05)
     assert not [t for t in threading.enumerate() if t.name == "jaxscape-stream"]
+
+
+def test_what_several_processes_cannot_share(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(TypeError, match="data is a js.Stream, but several processes would share the points of a map"):
+        _map._groups(js.Stream(cut(DATA, 8)), None)
+
+
+def test_two_processes_with_the_same_batches(monkeypatch):
+    (term,) = Objective.of(mlp_loss, PARAMS, js.Stream(cut(DATA, 8)), check=False).terms
+    monkeypatch.setattr(_passes, "gather", lambda own: np.stack([own, own]))
+    with pytest.raises(ValueError, match="data has the same batches in several processes"):
+        term.passes.totals  # noqa: B018
+
+
+def test_statistics_take_examples_by_their_numbers():
+    chart = None  # it is refused before anything else
+    with pytest.raises(TypeError, match="statistics_data takes examples by their numbers"):
+        _statistics.reestimated(lambda p, b: p, chart, js.Stream(cut(DATA, 8)), None)

@@ -57,16 +57,7 @@ class StreamSource:
         self._order = draw.order
 
     def values(self, rows: np.ndarray, first: int, last: int) -> Blocks:
-        """The values at points, for some of the batches, in their order.
-
-        Args:
-            rows: The points.
-            first: The first batch.
-            last: The batch after the last one.
-
-        Yields:
-            Points and their values; the points that are on record come first.
-        """
+        """The values at points, as `Source.values` gives them, for batches ``first`` to ``last`` in their order."""
         batches, name = self._order[first:last], self._term.name
         known, left = self._record.split(name, rows, batches)
         for row, by_metric in known.items():

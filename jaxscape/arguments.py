@@ -161,7 +161,7 @@ RULES: dict[str, Rule] = {
     "margin": number(),
     **dict.fromkeys(("loss_max", "ratio_max"), number(optional=True)),
     **dict.fromkeys(("check", "signed", "layers"), _FLAG),
-    **dict.fromkeys(("progress", "linearize", "log"), _CHOICE),
+    **dict.fromkeys(("progress", "linearize", "log", "lazy"), _CHOICE),
     **dict.fromkeys(("metric", "method", "which", "kind", "center", "name", "leaf", "against"), _TEXT),
     "layer": of_type((str,), "the path of a kernel", optional=True),
     "compute_dtype": of_type((str,), "the name of a precision", optional=True),

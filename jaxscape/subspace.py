@@ -1,4 +1,7 @@
-"""The leaves that take part in curvature or in a path, and the conversion between pytrees and flat vectors."""
+"""The leaves that take part in curvature or in a path, and the conversion between pytrees and vectors.
+
+A vector is a flat array; where params are cut over devices, it is a list of leaves, each cut as that of params.
+"""
 
 import functools
 import math
@@ -6,27 +9,46 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PRNGKeyArray
 
 from jaxscape import trees
 from jaxscape.normalize import reasons_to_ignore
-from jaxscape.types import Ignore, Params
+from jaxscape.shards import (
+    Part,
+    filled,
+    is_threefry,
+    key_words,
+    mesh_of_shards,
+    normal,
+    on_shards,
+    put,
+    signs,
+    specs_of,
+    within,
+)
+from jaxscape.types import Ignore, Params, Vector
 
 
 class Subspace(NamedTuple):
-    """The leaves of a pytree that a flat vector contains, in the order of the leaves. It is hashable.
+    """The leaves of a pytree that a vector contains, in the order of the leaves. It is hashable.
 
     Attributes:
         treedef: The structure of params.
         shapes: The shape of every leaf.
         dtypes: The dtype of every leaf.
         free: For every leaf, whether it is in the vector.
+        mesh: The one that params are cut over; None: they are whole.
+        specs: For every leaf, how it is cut; None: none is.
     """
 
     treedef: Any
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[Any, ...]
     free: tuple[bool, ...]
+    mesh: Mesh | None = None
+    specs: tuple[PartitionSpec, ...] | None = None
 
     @classmethod
     def of(cls, params: Params, ignore: Ignore) -> "Subspace":
@@ -47,7 +69,20 @@ class Subspace(NamedTuple):
         if not any(free):
             raise ValueError(f"ignore is {ignore!r}, which leaves no leaf of params; expected at least one.")
         shapes, dtypes = zip(*((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)), strict=True)
-        return cls(jax.tree.structure(params), shapes, dtypes, free)
+        mesh = mesh_of_shards(params)
+        specs = None if mesh is None else specs_of(params)
+        return cls(jax.tree.structure(params), shapes, dtypes, free, mesh, specs)
+
+    def on(self, mesh: Mesh) -> "Subspace":
+        """The same for params that are cut over another mesh with axes of the same names."""
+        return self if self.mesh is None else self._replace(mesh=mesh)
+
+    @property
+    def free_specs(self) -> tuple[PartitionSpec, ...] | None:
+        """How each leaf of a vector is cut; None: a vector is flat."""
+        if self.specs is None:
+            return None
+        return tuple(spec for spec, free in zip(self.specs, self.free, strict=True) if free)
 
     @property
     def params_like(self) -> Params:
@@ -81,23 +116,26 @@ class Subspace(NamedTuple):
         leaves = [next(parts[free]).astype(dtype) for free, dtype in zip(self.free, self.dtypes, strict=True)]
         return jax.tree.unflatten(self.treedef, leaves)
 
-    def flatten(self, leaves: list[Array]) -> Float[Array, " n"]:
-        """Concatenate the leaves of the subspace to a vector."""
+    def vector(self, leaves: list[Array]) -> Vector:
+        """The vector of the leaves of the subspace."""
         dtype = self.dtype
+        if self.mesh is not None:
+            return [x.astype(dtype) for x in leaves]
         return jnp.concatenate([x.astype(dtype).reshape(-1) for x in leaves])
 
-    def leaves(self, vector: Float[Array, " n"]) -> list[Array]:
-        """Cut a vector into the leaves of the subspace, with at least float32."""
-        out, start = [], 0
+    def leaves(self, vector: Vector) -> list[Array]:
+        """The leaves of the subspace, with at least float32, of a vector."""
+        parts, out, start = iter(vector) if self.mesh is not None else None, [], 0
         for shape, dtype, free in zip(self.shapes, self.dtypes, self.free, strict=True):
             if free:
                 stop = start + math.prod(shape)
-                out.append(vector[start:stop].reshape(shape).astype(jnp.promote_types(dtype, jnp.float32)))
+                leaf = next(parts) if parts is not None else vector[start:stop].reshape(shape)
+                out.append(leaf.astype(jnp.promote_types(dtype, jnp.float32)))
                 start = stop
         return out
 
     @functools.partial(jax.jit, static_argnums=0)
-    def embed(self, vector: Float[Array, " n"]) -> Params:
+    def embed(self, vector: Vector) -> Params:
         """The pytree of a vector, with at least float32; ignored leaves are zero."""
         inside = iter(self.leaves(vector))
         zeros = (jnp.promote_types(dtype, jnp.float32) for dtype in self.dtypes)
@@ -105,9 +143,53 @@ class Subspace(NamedTuple):
             next(inside) if free else jnp.zeros(shape, dtype)
             for shape, dtype, free in zip(self.shapes, zeros, self.free, strict=True)
         ]
-        return jax.tree.unflatten(self.treedef, leaves)
+        return self.place(jax.tree.unflatten(self.treedef, leaves))
 
     @functools.partial(jax.jit, static_argnums=0)
-    def extract(self, tree: Params) -> Float[Array, " n"]:
+    def extract(self, tree: Params) -> Vector:
         """The vector of a pytree, without its ignored leaves."""
-        return self.flatten(self.split(tree)[0])
+        return self.vector(self.split(tree)[0])
+
+    def place(self, tree: Params) -> Params:
+        """A pytree like params cut as params are; as it is where they are whole."""
+        if self.mesh is None or self.specs is None:
+            return tree
+        pairs = zip(jax.tree.leaves(tree), self.specs, strict=True)
+        return jax.tree.unflatten(self.treedef, [put(x, NamedSharding(self.mesh, spec)) for x, spec in pairs])
+
+    def normal(self, key: PRNGKeyArray) -> Vector:
+        """A vector of independent standard normal numbers: the same, however params are cut."""
+        if self.mesh is None:
+            return jax.random.normal(key, (self.size,), self.dtype)
+        with within(self.mesh):
+            return _drawn(self, normal, key_words(key))
+
+    def signs(self, key: PRNGKeyArray) -> Vector:
+        """A vector of random signs: the same, however params are cut."""
+        if self.mesh is None and not is_threefry(key):
+            return jax.random.rademacher(key, (self.size,), self.dtype)
+        with within(self.mesh):
+            return _drawn(self, signs, key_words(key))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _drawn(subspace: Subspace, draw: Any, words: Array) -> Vector:
+    """A vector whose entries are drawn by their places in the flat vector."""
+    specs = subspace.free_specs
+    if specs is None:
+        return draw(words, jnp.arange(subspace.size, dtype=jnp.uint32), subspace.dtype)
+    shapes = [shape for shape, free in zip(subspace.shapes, subspace.free, strict=True) if free]
+    firsts = np.concatenate([[0], np.cumsum([math.prod(shape) for shape in shapes])]).tolist()
+
+    def leaf(shape: tuple[int, ...], spec: PartitionSpec, first: int) -> Array:
+        part = Part(shape, spec)
+
+        def on_device(words: Array) -> Array:
+            def rows(start: Any, count: int) -> Array:
+                return draw(words, part.rows(start, count), subspace.dtype, first)
+
+            return filled(part.local_shape, rows, subspace.dtype)
+
+        return on_shards(on_device, (None,), spec)(words)
+
+    return [leaf(*one) for one in zip(shapes, specs, firsts[:-1], strict=True)]

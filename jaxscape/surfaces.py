@@ -177,7 +177,7 @@ def _one(params: Params, loss_fn: Any, data: Data, directions: Any, grid: Grid |
     seed, rtol, compute_dtype = options.seed, options.rtol, options.compute_dtype
     attrs: dict[str, Any] = {"seed": seed} if directions is None or rtol is not None else {}
     directions, grid = on_grid(directions, grid, params, seed)
-    chart = Chart(grid, params, directions.basis, attrs=dict(directions.recipe))
-    share = unresolved_share(params, directions.basis, grid, compute_dtype)
+    chart = Chart(grid, params, directions.operand, attrs=dict(directions.recipe))
+    share = unresolved_share(params, directions.operand, grid, compute_dtype)
     attrs |= {} if share is None else {"unresolved_share": round(share, 3)}
     return losses_on_grid(chart, params, loss_fn, data, options, attrs)

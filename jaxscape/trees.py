@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxscape.shards import Drawn, digest_of_shards, is_cut
 from jaxscape.types import Params
 
 
@@ -86,18 +87,19 @@ def power_of_two(x: Array, axes: Sequence[int] | None = None) -> Array:
     return jnp.minimum(power, 2.0 ** (info.maxexp - 3))  # XLA may divide by multiplying with the inverse
 
 
-def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
+def in_float64(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Compile a function whose float64 stays float64, whatever JAX is configured to.
 
     Inner products of nearly parallel vectors need it: at an angle of 0.005, float32 leaves errors of 3 %.
 
     Args:
         function: Of pytrees of arrays; it says with `astype` what is to be float64.
+        **options: Those of `jax.jit`.
 
     Returns:
         The function; not for use inside a JAX transform.
     """
-    compiled = jax.jit(function)
+    compiled = jax.jit(function, **options)
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
@@ -123,7 +125,7 @@ def displace(params: Params, basis: Params, coords: Float[Array, " axes"]) -> Pa
 
     Args:
         params: The origin.
-        basis: A pytree like ``params`` whose leaves have a leading axis of length ``axes``.
+        basis: A pytree like ``params`` whose leaves have a leading axis of length ``axes``, or are `Drawn`.
         coords: One coordinate for each direction.
 
     Returns:
@@ -131,7 +133,11 @@ def displace(params: Params, basis: Params, coords: Float[Array, " axes"]) -> Pa
     """
     steps = [(c, c == 0) for c in (coords[k] for k in range(coords.shape[0]))]
 
-    def leaf(p: Array, d: Array) -> Array:  # by `lax`: `jnp` takes three times as long to trace, for each leaf anew
+    def leaf(
+        p: Array, d: Array | Drawn
+    ) -> Array:  # by `lax`: `jnp` takes three times as long to trace, for each leaf anew
+        if isinstance(d, Drawn):
+            return d.displaced(p, coords)
         dtype = working_dtype(p)
         moved = lax.convert_element_type(p, dtype)
         for k, (c, is_zero) in enumerate(steps):  # unrolled: XLA fuses it into one pass, and no product rounds to TF32
@@ -182,10 +188,10 @@ def fingerprint(*trees: Any) -> str:
     """A hash of the paths, shapes, dtypes and contents of all leaves; equal trees have equal fingerprints."""
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(trees)
     leaves = [leaf for _, leaf in paths_and_leaves]
-    if sum(np.size(leaf) for leaf in leaves) > 1 << 22:  # a thread hashes 0.7 GB/s: 2.1 s for a GPT-2 and a direction
-        with ThreadPoolExecutor() as pool:
+    if sum(np.size(leaf) for leaf in leaves) > 1 << 22 and not any(map(is_cut, leaves)):
+        with ThreadPoolExecutor() as pool:  # a thread hashes 0.7 GB/s: 2.1 s for a GPT-2 and a direction
             digests = list(pool.map(array_digest, leaves))
-    else:
+    else:  # what is cut has programs that all processes must send in one order
         digests = [array_digest(leaf) for leaf in leaves]
     digest = hashlib.blake2b(digest_size=8)
     for (path, _), leaf_digest in zip(paths_and_leaves, digests, strict=True):
@@ -198,6 +204,8 @@ _DIGESTS: dict[int, tuple[weakref.ref[Any], str]] = {}  # by the id of an array
 
 def array_digest(array: Any) -> str:
     """A hash of the dtype, shape and contents of an array; PRNG keys count as arrays.
+
+    One that is cut over devices has another hash than the same on one device: each device hashes its own part.
 
     An array on an accelerator cannot change: it is copied to the host and hashed once. On a CPU a JAX array may share
     its memory with a NumPy array, which can change.
@@ -222,6 +230,8 @@ def _is_immutable(array: Any) -> bool:
 
 
 def _digest(array: Any) -> str:
+    if is_cut(array):
+        return digest_of_shards(array)
     array = array if hasattr(array, "dtype") else np.asarray(array)
     kind = str(array.dtype)
     if isinstance(array, jax.Array) and jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):

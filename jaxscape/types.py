@@ -8,6 +8,9 @@ from jaxtyping import Array, Float, PyTree, Shaped
 Params = PyTree[Float[Array, "..."]]
 """Any pytree of floating arrays: an NNX state, a Linen dict, an Equinox partition, a plain dict or list."""
 
+Vector = Any
+"""A flat array; or, where params are cut over devices, a list of leaves, each cut as that of params."""
+
 Data = PyTree[Shaped[Array, "examples ..."]]
 """Any pytree of arrays with one common leading example axis, for example ``(images, labels)``."""
 

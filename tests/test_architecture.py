@@ -14,7 +14,8 @@ import jaxscape as js
 
 ROOT = Path(js.__file__).parents[1]
 FLOORS = (
-    ("types", "files", "interrupts", "peers", "compilation"),
+    ("types", "files", "interrupts", "peers", "compilation", "memory"),
+    ("shards",),
     ("trees", "grid", "meshes", "levels"),
     ("checks", "convolution"),
     ("arguments",),

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxscape.linalg import _krylov as krylov
 from jaxscape.linalg import _ritz as ritz
-from jaxscape.linalg import lanczos
+from jaxscape.linalg import _vectors, lanczos
 from tests.problems import slow_but, slow_unless
 
 NEAR = np.linspace(0, 1e-3, 10)
@@ -84,7 +84,7 @@ def test_few_vectors_find_what_many_find():
 
 
 def test_a_basis_larger_than_a_block_is_combined_block_by_block(monkeypatch):
-    monkeypatch.setattr(krylov, "_COLUMNS", 7)
+    monkeypatch.setattr(_vectors, "_COLUMNS", 7)
     _, result = both_ends(np.linspace(1, 10, 51), max_basis=8)  # no other test has compiled programs for 51 values
     assert result.converged
     np.testing.assert_allclose([result.min_eigenvalue, result.max_eigenvalue], [1, 10], rtol=1e-10)
@@ -139,7 +139,8 @@ def test_several_pairs_against_scipy(which):
 def test_the_basis_is_orthonormal_and_the_recurrence_holds():
     a = matrix(np.geomspace(1e-3, 1e3, 80)).astype(jnp.float32)
     m, num = 30, 2
-    space = krylov._empty(jnp.zeros(len(a), a.dtype).at[0].set(1), jax.random.key(0), m, m + 12)
+    first = jnp.zeros(len(a), a.dtype).at[0].set(1)
+    space = krylov._empty(first, _vectors.zero_rows(first, m), jax.random.key(0), m + 12)
     for steps in range(1, m + 12):  # it restarts after 30
         space = krylov._extend(space, a @ space.vector)
         scale = float(space.scale)  # of what the space has of the operator
@@ -261,7 +262,7 @@ def test_the_growth_is_that_of_every_eigenvector(steps):
     spectrum = jnp.asarray(spectrum)
     first = jax.random.normal(jax.random.key(0), spectrum.shape)
     first = first / jnp.linalg.norm(first)
-    space = krylov._empty(jnp.array(first), jax.random.key(0), 10, steps)
+    space = krylov._empty(jnp.array(first), _vectors.zero_rows(first, 10), jax.random.key(0), steps)
     for _ in range(steps):  # it restarts after 10
         space = krylov._restart(space, num=2, which="BE") if space.size == 10 else space
         space = krylov._extend(space, spectrum * space.vector)

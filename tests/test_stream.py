@@ -662,7 +662,7 @@ def test_no_warning_and_no_thread_is_left():
 def test_what_several_processes_cannot_share(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(TypeError, match="data is a js.Stream, but several processes would share the points of a map"):
-        _map._groups(js.Stream(cut(DATA, 8)), None)
+        _map._groups(PARAMS, js.Stream(cut(DATA, 8)), None)
 
 
 def test_two_processes_with_the_same_batches(monkeypatch):

@@ -37,6 +37,7 @@ _CALLS = {
 }
 
 
+_NO_MESH = AbstractMesh((), ())
 _WITHOUT_CONSTANTS = ("checkpoint", "core_call", "remat2")  # calls whose jaxprs may not hold any
 
 
@@ -77,20 +78,21 @@ def fast_convolutions(fun: Callable[..., Any], *, backend: str | None = None) ->
     return rewritten
 
 
-def rewrite(jaxpr: core.Jaxpr, *, backend: str | None = None) -> core.ClosedJaxpr:
+def rewrite(jaxpr: core.Jaxpr, *, backend: str | None = None, mesh: AbstractMesh = _NO_MESH) -> core.ClosedJaxpr:
     """A jaxpr that computes the same, with convolutions in their fastest form, as `fast_convolutions` has them.
 
     Args:
         jaxpr: The jaxpr of any function, without constants.
         backend: The backend that runs the operations, as in `fast_convolutions`.
+        mesh: That of the sharding constraints in the jaxpr.
 
     Returns:
-        The jaxpr, outside of any mesh.
+        The jaxpr, within the mesh.
     """
     if (backend or jax.default_backend()) not in _RULES:
         return core.ClosedJaxpr(jaxpr, ())
     rules = _rules(jaxpr, backend)
-    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):  # it is kept, and may be wanted inside `jax.shard_map`
+    with jax.sharding.use_abstract_mesh(mesh):  # it is kept, and may be wanted inside `jax.shard_map`
         return jax.make_jaxpr(lambda *args: _run(jaxpr, (), args, rules, False))(*_types(jaxpr))
 
 

@@ -1,12 +1,10 @@
 """The batches of a product: as large as a cache holds, dealt out to the devices, with the weights of examples."""
 
 import functools
-import os
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jaxscape import trees
@@ -30,6 +28,7 @@ def stacks_of(
     *,
     total_weight: float | None = None,
     rows: int | None = None,
+    parts: int = 1,
 ) -> list[Stack]:
     """The data as batches of one size, the last of them padded with examples of weight 0.
 
@@ -42,13 +41,14 @@ def stacks_of(
         dtype: Of the weights.
         total_weight: Of all examples that the mean is over; None: of those of the term.
         rows: Examples that the stack has room for; None: as many as the term has.
+        parts: What the size of a batch is a multiple of, where it can be padded.
 
     Returns:
         One stack, or two of different batch sizes.
     """
     total_weight = total_weight or term.total_weight
     if term.per_example["loss"]:
-        return [_stack(term.data, batch_size, shares, 1 / total_weight, dtype, rows)]
+        return [_stack(term.data, batch_size, shares, 1 / total_weight, dtype, rows, parts)]
     batch_size = min(batch_size, max(term.examples // shares, 1))
     cut = term.examples - term.examples % (batch_size * shares)
     stacks = []
@@ -60,9 +60,12 @@ def stacks_of(
     return stacks
 
 
-def _stack(data: Data, batch_size: int, shares: int, weight: float, dtype: Any, rows: int | None = None) -> Stack:
+def _stack(
+    data: Data, batch_size: int, shares: int, weight: float, dtype: Any, rows: int | None = None, parts: int = 1
+) -> Stack:
     examples = num_examples(data)
     count, width = len(batch_sizes(rows or examples, batch_size, shares)), even_size(rows or examples, batch_size)
+    width = -(-width // parts) * parts
     sizes = np.clip(examples - width * np.arange(count), 0, width)
     batches = stack_batches(data, count, width)
     weights = np.where(np.arange(width) < sizes[:, None], weight, 0)
@@ -72,15 +75,6 @@ def _stack(data: Data, batch_size: int, shares: int, weight: float, dtype: Any, 
 
 def bytes_of(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def free_bytes(mesh: Mesh) -> int:
-    """Of all devices of this process in the mesh; those of a CPU share its memory."""
-    stats = [device.memory_stats() for device in mesh.local_devices]
-    if all(stats):
-        return sum(s["bytes_limit"] - s["bytes_in_use"] for s in stats)
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf(pages) * len(stats) // jax.local_device_count()
 
 
 def choose_batch_size(source: Source, subspace: Subspace, lanes: int = 1) -> int:

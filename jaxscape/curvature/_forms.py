@@ -207,8 +207,9 @@ class GaussNewtonSource(Source):
         """The form, and its constants."""
         if batch_size not in self._traced:
             batch = self.term.batch_like(batch_size)
-            model = trace(self._model_fn, self._params, batch, compute_dtype="float32")
-            loss = trace(self._loss_fn, model.computation.shapes, batch, compute_dtype="float32")
+            options: dict[str, Any] = {"compute_dtype": "float32", "mesh": self.term.mesh}
+            model = trace(self._model_fn, self._params, batch, **options)
+            loss = trace(self._loss_fn, model.computation.shapes, batch, **options)
             self._traced[batch_size] = model, loss
         model, loss = self._traced[batch_size]
         return GaussNewton(model.computation, loss.computation, self.rules), (model.constants, loss.constants)

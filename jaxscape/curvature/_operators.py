@@ -13,7 +13,8 @@ from jaxscape.arguments import blamed, checked
 from jaxscape.curvature._forms import GaussNewtonSource, Method, ModelFn, Source, advised
 from jaxscape.curvature._product import Product
 from jaxscape.linalg import Operator
-from jaxscape.objective import DATA_AXIS, Objective, as_batch_size, split_terms
+from jaxscape.objective import DATA_AXIS, Objective, Placement, as_batch_size, split_terms
+from jaxscape.shards import mesh_of_shards
 from jaxscape.subspace import Subspace
 from jaxscape.types import Data, Ignore, LossFn, Params
 
@@ -82,7 +83,9 @@ def hvp(
         TypeError: A leaf of params is not floating.
     """
     options = Options(batch_size, ignore, check, method)
-    params, product = hessian_product(loss_fn, params, data, options, one_mesh(mesh), linearize=linearize)
+    params, product = hessian_product(
+        loss_fn, params, data, options, mesh_of_products(params, mesh), linearize=linearize
+    )
     return Operator(product.at(params), product.subspace)
 
 
@@ -155,8 +158,9 @@ def ggn_product(
         model, loss = (_without_data(f, part is None) for f in (models[term.name], _as_dict(loss)))
         sources.append(GaussNewtonSource(term, model, loss, params))
     subspace = Subspace.of(params, ignore)
-    product = Product(objective, sources, subspace, as_batch_size(batch_size), one_mesh(mesh), linearize=linearize)
-    return Operator(product.at(params), subspace)
+    devices = mesh_of_products(params, mesh)
+    product = Product(objective, sources, subspace, as_batch_size(batch_size), devices, linearize=linearize)
+    return Operator(product.at(params), product.subspace)
 
 
 class Options(NamedTuple):
@@ -191,7 +195,7 @@ def hessian_product(
         params: Any pytree of floating arrays.
         data: The data, as in `hvp`.
         options: How products are taken.
-        mesh: The devices, along an axis ``"data"``.
+        mesh: The devices, as `mesh_of_products` gives them.
         linearize: Whether linear functions are kept; None: where memory allows.
 
     Returns:
@@ -224,6 +228,26 @@ def _check_method(method: str, subspace: Subspace, linearize: bool | None) -> No
             f"method is 'finite_difference', but {short}: its rounding is larger than the step. Cast params to "
             "float32, or pass another method."
         )
+
+
+def mesh_of_products(params: Params, mesh: Mesh | None) -> Mesh:
+    """The devices of a product: all of a mesh along one axis, which shares the examples; or those params are cut over.
+
+    Args:
+        params: A pytree of floating arrays.
+        mesh: What the caller passed.
+
+    Returns:
+        The mesh.
+
+    Raises:
+        ValueError: Params are cut along an axis that the mesh lacks.
+        TypeError: ``mesh`` is no mesh.
+    """
+    checks.check_mesh(mesh)
+    if mesh_of_shards(params) is None:
+        return one_mesh(mesh)
+    return Placement.of(params, mesh).mesh
 
 
 def one_mesh(mesh: Mesh | None) -> Mesh:

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -9,19 +10,20 @@ from jaxtyping import Array
 from jaxscape import trees
 from jaxscape.directions import Directions
 from jaxscape.linalg import Matvec
+from jaxscape.objective import fetch
 from jaxscape.subspace import Subspace
+from jaxscape.types import Vector
 
 
 class PlaneAxes(NamedTuple):
     """Orthonormal axes of the plane of some directions: ``direction_k = sum_r coefficients[r, k] * vectors[r]``.
 
     Attributes:
-        vectors: As rows of shape ``(axes, n)``; fewer than directions where one depends on the others, or lies in
-            leaves that are left out.
+        vectors: Fewer than directions where one depends on the others, or lies in leaves that are left out.
         coefficients: The directions in these axes, shape ``(axes, directions)``, float64.
     """
 
-    vectors: Array
+    vectors: list[Vector]
     coefficients: np.ndarray
 
 
@@ -43,7 +45,7 @@ def plane_axes(subspace: Subspace, directions: Directions) -> PlaneAxes:
         ValueError: A direction is not finite.
     """
     vectors = [subspace.extract(direction) for direction in directions]
-    metric = np.asarray(_inner(vectors, vectors))
+    metric = fetch(_inner(vectors, vectors))
     for k, finite in enumerate(np.isfinite(np.diag(metric))):
         if not finite:
             raise ValueError(f"directions[{k}] has NaN or infinite entries, expected finite ones; leave it out.")
@@ -54,7 +56,7 @@ def plane_axes(subspace: Subspace, directions: Directions) -> PlaneAxes:
     combination = rotation[:, used] / np.sqrt(squares[used]) / units[:, None]
     coefficients = np.sqrt(squares[used])[:, None] * rotation[:, used].T * lengths
     rows = [_combined(vectors, column) for column in combination.T]
-    return PlaneAxes(jnp.stack(rows) if rows else jnp.zeros((0, subspace.size), subspace.dtype), coefficients)
+    return PlaneAxes(rows, coefficients)
 
 
 def plane_columns(num: int) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def plane_curvatures(matvec: Matvec, axes: PlaneAxes) -> dict[str, np.ndarray]:
         A value for each of `plane_columns`.
     """
     images = [matvec(vector) for vector in axes.vectors]
-    hessian = np.asarray(_inner(list(axes.vectors), images)) if images else np.zeros((0, 0))
+    hessian = fetch(_inner(axes.vectors, images)) if images else np.zeros((0, 0))
     hessian = (hessian + hessian.T) / 2
     finite = np.isfinite(hessian).all() and len(images)
     curvatures = np.linalg.eigvalsh(hessian) if finite else np.full(2, np.nan)
@@ -90,11 +92,13 @@ def plane_curvatures(matvec: Matvec, axes: PlaneAxes) -> dict[str, np.ndarray]:
 
 
 @trees.in_float64
-def _inner(left: list[Array], right: list[Array]) -> Array:
+def _inner(left: list[Vector], right: list[Vector]) -> Array:
     return jnp.stack([jnp.stack([trees.dot64(a, b) for b in right]) for a in left])
 
 
 @trees.in_float64
-def _combined(vectors: list[Array], weights: Array) -> Array:
-    total = sum(weight * vector for weight, vector in zip(weights, vectors, strict=True))
-    return total.astype(vectors[0].dtype)
+def _combined(vectors: list[Vector], weights: Array) -> Vector:
+    def leaf(*leaves: Array) -> Array:
+        return sum(weight * x for weight, x in zip(weights, leaves, strict=True)).astype(leaves[0].dtype)
+
+    return jax.tree.map(leaf, *vectors)

@@ -11,26 +11,29 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
 
 from jaxscape.convolution import compiler_options, fast_convolutions
-from jaxscape.curvature._batches import Stack, bytes_of, choose_batch_size, free_bytes, stacks_of
+from jaxscape.curvature._batches import Stack, bytes_of, choose_batch_size, stacks_of
 from jaxscape.curvature._forms import Form, Source, advised
 from jaxscape.curvature._streamed import Streamed
-from jaxscape.curvature._totals import BY_EXAMPLES, EVERYWHERE, Total, ends, joined, zeros
+from jaxscape.curvature._totals import BY_EXAMPLES, EVERYWHERE, Total, ends, joined, shares_of, zeros
 from jaxscape.linalg import Matvec
+from jaxscape.memory import free_bytes
 from jaxscape.objective import (
     Objective,
+    Placement,
     is_inside_transform,
     is_traced,
     num_lanes,
     place,
     start,
 )
+from jaxscape.shards import put, within
 from jaxscape.subspace import Subspace
-from jaxscape.types import Params
+from jaxscape.types import Params, Vector
 
 _MEMORY = 0.25  # of the free memory, that linear functions may take
 
@@ -41,7 +44,7 @@ class Programs(NamedTuple):
     prepare: jax.stages.Wrapped  # (params, constants, stack) -> linear function
     apply: jax.stages.Wrapped  # (linear function, vector, total) -> total
     direct: jax.stages.Wrapped  # (params, constants, stack, vector, total) -> total
-    inside: Callable[[Params, Any, Stack, Array, Total], Total]  # direct, as part of a larger computation
+    inside: Callable[[Params, Any, Stack, Vector, Total], Total]  # direct, as part of a larger computation
 
 
 @functools.lru_cache(maxsize=32)
@@ -51,20 +54,22 @@ def _programs(form: Form, subspace: Subspace, mesh: Mesh) -> Programs:
         prepared = _each(lambda batch: (form.prepare(subspace, constants, params, *batch), batch[1]), _local(stack))
         return jax.tree.map(lambda x: x[None], prepared)
 
-    def add(prepared: Any, vector: Array, total: Total) -> Total:
+    def add(prepared: Any, vector: Vector, total: Total) -> Total:
         image = fast_convolutions(form.apply)(prepared, subspace.leaves(vector))
         return [t + x.astype(t.dtype)[None] for t, x in zip(total, image, strict=True)]
 
-    def apply(prepared: Any, vector: Array, total: Total) -> Total:
+    def apply(prepared: Any, vector: Vector, total: Total) -> Total:
         return _sum(lambda total, batch: add(batch[0], vector, total), _local(prepared), total)
 
-    def direct(params: Params, constants: Any, stack: Stack, vector: Array, total: Total) -> Total:
+    def direct(params: Params, constants: Any, stack: Stack, vector: Vector, total: Total) -> Total:
         def add_batch(total: Total, batch: Any) -> Total:
             return add(form.prepare(subspace, constants, params, *batch), vector, total)
 
         return _sum(add_batch, _local(stack), total)
 
     def on_devices(function: Callable[..., Any], specs: tuple[PartitionSpec, ...]) -> Any:
+        if subspace.mesh is not None:  # XLA deals out the work
+            return function
         return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=BY_EXAMPLES, check_vma=False)
 
     every, by = EVERYWHERE, BY_EXAMPLES
@@ -138,14 +143,14 @@ class Product:
             sources: Its terms, whose forms add up.
             subspace: The leaves that it is taken in.
             batch_size: Examples of each device at a time, at most; None: as `choose_batch_size` says.
-            mesh: The devices, along an axis ``"data"``.
+            mesh: The devices, along an axis ``"data"``; those that params are cut over, where they are.
             linearize: Whether linear functions are kept; None: where memory allows.
             advise: Whether an error of differentiation tells of the other methods of `hvp`.
 
         Raises:
             ValueError: They are to be kept of a stream.
         """
-        self.objective, self.subspace, self._mesh, self._linearize = objective, subspace, mesh, linearize
+        self.objective, self.subspace, self._mesh, self._linearize = objective, subspace.on(mesh), mesh, linearize
         self._advised = advise
         self._parts: list[_Part] = []
         streams = [source for source in sources if source.term.passes]
@@ -155,9 +160,11 @@ class Product:
             )
         self._streamed = Streamed(streams, subspace, batch_size, mesh, self._direct_of)
         for source in [source for source in sources if not source.term.passes]:
-            size = min(batch_size or choose_batch_size(source, subspace, num_lanes(mesh)), source.term.examples)
+            lanes = 1 if self._placement.is_cut else num_lanes(mesh)
+            size = min(batch_size or choose_batch_size(source, subspace, lanes), source.term.examples)
+            shares, parts = shares_of(subspace, mesh), self._placement.parts_of_batch
             with jax.ensure_compile_time_eval():  # within a transform too, data is data
-                stacks = stacks_of(source.term, size, mesh.size, subspace.dtype)
+                stacks = stacks_of(source.term, size, shares, subspace.dtype, parts=parts)
             for stack in stacks:
                 form, constants = source.form(jax.tree.leaves(stack)[0].shape[2])
                 self._parts.append(_Part(form, constants, stack))
@@ -165,58 +172,70 @@ class Product:
     def on(self, mesh: Mesh) -> "Product":
         """The same product on other devices, as many; the data on the host are shared."""
         other = object.__new__(Product)
-        other.objective, other.subspace, other._mesh = self.objective, self.subspace, mesh
+        other.objective, other.subspace, other._mesh = self.objective, self.subspace.on(mesh), mesh
         other._linearize, other._parts = self._linearize, self._parts
         other._streamed, other._advised = self._streamed.on(mesh), self._advised
         return other
 
+    @property
+    def _placement(self) -> Placement:
+        return Placement(self._mesh, self.subspace.specs)
+
     def at(self, params: Params) -> Matvec:
-        """The product at a point, with flat vectors; from the host or inside a transform.
+        """The product at a point, with vectors of the subspace; from the host or inside a transform.
 
         Args:
             params: The point.
 
         Returns:
-            ``v -> H v``, on the first device of the mesh.
+            ``v -> H v``, on the first device of the mesh; or cut as params are.
         """
-        if self._advised:
-            return advised(advised(self._at)(params))
-        return self._at(params)
+        make = advised(self._at) if self._advised else self._at
+        with within(self._placement.context):
+            product = make(params)
+        product = advised(product) if self._advised else product
+
+        def within_mesh(vector: Vector) -> Vector:
+            with within(self._placement.context):
+                return product(vector)
+
+        return within_mesh if self._placement.is_cut else product
 
     def _at(self, params: Params) -> Matvec:
         inside, point = is_inside_transform(params), params
         if not inside:
-            params = self._everywhere(params)
+            params = self._placement.params(params)
             steps = self._prepared(params) if self._keeps(params) else self._direct(params)
         for term in self.objective.terms:
             term.check.verdict()  # after the call that compiles, since the check compiles beside it
         if inside:
             return functools.partial(self._inside, params)
-        compiled: list[Callable[[Array, Total], Total]] = []
+        compiled: list[Callable[[Vector, Total], Total]] = []
 
-        def add(lane: slice, vector: Array, total: Total) -> Total:
+        def add(lane: slice, vector: Vector, total: Total) -> Total:
             for step in compiled[lane]:
                 total = step(vector, total)
             return total
 
-        def product(vector: Array) -> Array:
+        def product(vector: Vector) -> Vector:
             if is_traced(vector):
                 return self._inside(params, vector)
             streamed = self._streamed(point, vector) if self._streamed.sources else None
             if streamed is not None and not steps:
                 return streamed
-            vector = self._everywhere(vector)
+            vector = self._placed_vector(vector)
             new, whole = ends(self.subspace, self._mesh)
             lanes = [(lane, new()) for lane in self._lanes]
             if not compiled:
                 compiled.extend(self._compiled(step, vector, lanes[0][1]) for step in steps)
             totals = start([functools.partial(add, lane, vector, total) for lane, total in lanes])()
-            result = whole(*totals).addressable_data(0)
-            return result if streamed is None else result + streamed
+            result = whole(*totals)
+            result = result if self._placement.is_cut else result.addressable_data(0)
+            return result if streamed is None else jax.tree.map(jnp.add, result, streamed)
 
         return product
 
-    def _inside(self, params: Params, vector: Array) -> Array:
+    def _inside(self, params: Params, vector: Vector) -> Vector:
         """The product as part of a larger computation."""
         if self._streamed.sources:
             raise TypeError("a js.Stream is read from the host; call the product outside of JAX transforms.")
@@ -252,7 +271,7 @@ class Product:
     @functools.cached_property
     def _lanes(self) -> list[slice]:
         """The parts that each thread adds up."""
-        count = min(num_lanes(self._mesh), len(self._placed))
+        count = 1 if self._placement.is_cut else min(num_lanes(self._mesh), len(self._placed))
         return [slice(lane, None, count) for lane in range(count)]
 
     def _compiled(self, call: functools.partial[Any], *args: Any) -> Callable[..., Any]:
@@ -281,12 +300,23 @@ class Product:
             if key not in sizes:
                 sizes[key] = bytes_of(jax.eval_shape(self._run(form).prepare, params, constants, stack))
             kept += sizes[key]
-        weights = len(self._placed) * self._mesh.size * self.subspace.size * self.subspace.dtype.itemsize
+        copies = len(self._placed) * shares_of(self.subspace, self._mesh)
+        weights = copies * self.subspace.size * self.subspace.dtype.itemsize
         # Each linear function holds the weights once more: where they are most of it, it takes much and saves little.
-        return 4 * weights <= kept <= _MEMORY * free_bytes(self._mesh)
+        return 4 * weights <= kept <= _MEMORY * free_bytes(self._mesh.local_devices)
 
-    def _everywhere(self, tree: Any) -> Any:
-        return place(tree, NamedSharding(self._mesh, EVERYWHERE))
+    def _placed_vector(self, vector: Vector) -> Vector:
+        """A vector on every device, or cut as params are."""
+        specs = self.subspace.free_specs
+        if specs is None:
+            return place(vector, NamedSharding(self._mesh, EVERYWHERE))
+        return [put(x, NamedSharding(self._mesh, spec)) for x, spec in zip(vector, specs, strict=True)]
+
+    def _placed_stack(self, stack: Stack) -> Stack:
+        """Batches in place."""
+        if self._placement.is_cut:
+            return self._placement.batches(stack, axis=2)
+        return place(stack, NamedSharding(self._mesh, BY_EXAMPLES))
 
     @functools.cached_property
     def _on_device(self) -> list[_Part]:
@@ -300,15 +330,15 @@ class Product:
             return self._on_device
         parts = []
         for form, constants, stack in self._parts:
-            placed = self._everywhere(constants)
+            placed = self._placement.constants(constants)
             for i in range(stack[1].shape[1]):
                 batch = jax.tree.map(lambda x, i=i: x[:, i : i + 1], stack)
-                parts.append(_Part(form, placed, place(batch, NamedSharding(self._mesh, BY_EXAMPLES))))
+                parts.append(_Part(form, placed, self._placed_stack(batch)))
         return parts
 
     def _place(self, part: _Part) -> _Part:
-        constants = part.constants if is_traced(part.constants) else self._everywhere(part.constants)
-        return _Part(part.form, constants, place(part.stack, NamedSharding(self._mesh, BY_EXAMPLES)))
+        constants = part.constants if is_traced(part.constants) else self._placement.constants(part.constants)
+        return _Part(part.form, constants, self._placed_stack(part.stack))
 
 
 def _call_each(calls: Sequence[Callable[[], Any]]) -> list[Any]:

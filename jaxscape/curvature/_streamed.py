@@ -8,16 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array
 
 from jaxscape.curvature._batches import Stack, choose_batch_size, stacks_of
 from jaxscape.curvature._forms import Form, Source
-from jaxscape.curvature._totals import BY_EXAMPLES, EVERYWHERE, Total, ends
-from jaxscape.objective import DATA_AXIS, gather, num_examples, num_lanes, own_mesh, place, start
+from jaxscape.curvature._totals import BY_EXAMPLES, Total, ends, shares_of
+from jaxscape.objective import DATA_AXIS, Placement, gather, num_examples, num_lanes, own_mesh, place, start
 from jaxscape.subspace import Subspace
-from jaxscape.types import Params
+from jaxscape.types import Params, Vector
 
-Direct = Callable[[Params, Any, Stack, Array, Total], Total]
+Direct = Callable[[Params, Any, Stack, Vector, Total], Total]
 """``(params, constants, stack, vector, total) -> total``, jitted; the total is used up."""
 
 
@@ -45,8 +44,9 @@ class Streamed:
             mesh: The devices, along an axis ``"data"``; with several processes each has its own.
             direct: The compiled product of a form with the batches of a stack.
         """
-        self.sources, self._subspace, self._batch_size, self._direct = sources, subspace, batch_size, direct
-        self._mesh = own_mesh(mesh, DATA_AXIS) or mesh
+        self.sources, self._batch_size, self._direct = sources, batch_size, direct
+        self._subspace = subspace.on(mesh)
+        self._mesh = mesh if subspace.mesh is not None else own_mesh(mesh, DATA_AXIS) or mesh
         self._compiled: dict[Any, Callable[..., Total]] = {}
         self._sizes: dict[Source, int] = {}
 
@@ -54,19 +54,20 @@ class Streamed:
         """The same on other devices."""
         return Streamed(self.sources, self._subspace, self._batch_size, mesh, self._direct)
 
-    def __call__(self, params: Params, vector: Array) -> Array:
+    def __call__(self, params: Params, vector: Vector) -> Vector:
         """The product, a pass over each stream.
 
         Args:
             params: The point.
-            vector: A flat vector.
+            vector: A vector of the subspace.
 
         Returns:
-            A flat vector, on the first device.
+            A vector; a flat one is on the first device.
         """
         zeros, joined = ends(self._subspace, self._mesh)
-        totals = [zeros() for _ in range(num_lanes(self._mesh))]
-        params, vector = self._everywhere((params, vector))
+        totals = [zeros() for _ in range(self._lanes)]
+        params = self._placement.params(params)
+        vector = vector if self._placement.is_cut else self._placement.everywhere(vector)
         for source in self.sources:
             constants: dict[Form, Any] = {}
             for stacks in self._stacks(source):
@@ -74,22 +75,29 @@ class Streamed:
                 for stack in stacks:
                     form, closed_over = source.form(jax.tree.leaves(stack)[0].shape[2])
                     if form not in constants:
-                        constants[form] = self._everywhere(closed_over)
+                        constants[form] = self._placement.constants(closed_over)
                     operands = (params, constants[form], stack, vector)
                     calls.append(functools.partial(self._ready(form, operands, totals[0]), *operands))
                 lanes = [calls[lane :: len(totals)] for lane in range(len(totals))]
                 pairs = zip(lanes, totals, strict=True)
                 totals = start([functools.partial(_add, lane, total) for lane, total in pairs])()
+        if self._placement.is_cut:
+            return joined(*totals)
         total = joined(*totals).addressable_data(0)
         return total if jax.process_count() == 1 else jnp.asarray(gather(np.asarray(total)).sum(0))
 
-    def _everywhere(self, tree: Any) -> Any:
-        return place(tree, NamedSharding(self._mesh, EVERYWHERE))
+    @property
+    def _placement(self) -> Placement:
+        return Placement(self._mesh, self._subspace.specs)
+
+    @property
+    def _lanes(self) -> int:
+        return 1 if self._placement.is_cut else num_lanes(self._mesh)
 
     def _ready(self, form: Form, operands: tuple[Any, ...], total: Total) -> Callable[..., Total]:
         """The product compiled, where it is for several threads: they must not trace."""
         direct: Any = self._direct(form, self._mesh)
-        if num_lanes(self._mesh) == 1:
+        if self._lanes == 1:
             return direct
         key = form, tuple((x.shape, x.dtype) for x in jax.tree.leaves(operands[2]))
         if key not in self._compiled:
@@ -108,13 +116,20 @@ class Streamed:
         """The batches of a pass in place: on a CPU stacks of one batch each, so that the host drives them."""
         term, mesh = source.term, self._mesh
         total_weight, size = term.total_weight, self._size(source)
-        lanes = num_lanes(mesh) * mesh.size
+        shares, parts = shares_of(self._subspace, mesh), self._placement.parts_of_batch
+        lanes = self._lanes * shares
         rows = -(-num_examples(term.data) // (size * lanes)) * size * lanes if term.per_example["loss"] else None
         for part in term.parts(rows):
-            stacks = stacks_of(part, size, mesh.size, self._subspace.dtype, total_weight=total_weight, rows=rows)
+            options: dict[str, Any] = {"total_weight": total_weight, "rows": rows, "parts": parts}
+            stacks = stacks_of(part, size, shares, self._subspace.dtype, **options)
             if mesh.devices.flat[0].platform == "cpu":
                 stacks = [one for stack in stacks for one in _single(stack)]
-            yield [place(stack, NamedSharding(mesh, BY_EXAMPLES)) for stack in stacks]
+            yield [self._placed(stack) for stack in stacks]
+
+    def _placed(self, stack: Stack) -> Stack:
+        if self._placement.is_cut:
+            return self._placement.batches(stack, axis=2)
+        return place(stack, NamedSharding(self._mesh, BY_EXAMPLES))
 
 
 def _single(stack: Stack) -> Iterator[Stack]:

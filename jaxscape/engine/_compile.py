@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from jaxscape import trees
 from jaxscape.convolution import compiler_options
 from jaxscape.engine._summary import summarize
-from jaxscape.objective import DATA_AXIS, WEIGHT, Computation
+from jaxscape.objective import DATA_AXIS, WEIGHT, Computation, Placement
 from jaxscape.types import Data, Params
 
 CAPACITY = 64  # points that a device can take in one call; how many it does take is data, not shape
@@ -22,18 +22,18 @@ WIDTHS = (1, 2, 4, 8, 16, 32, 64)  # points side by side: divisors of CAPACITY
 
 
 @functools.lru_cache(maxsize=64)  # compiled programs that are kept, for calls that compute the same
-def compiled(loss: Computation, mesh: Mesh, width: int, keep: bool) -> jax.stages.Wrapped:
+def compiled(loss: Computation, placement: Placement, width: int, keep: bool) -> jax.stages.Wrapped:
     """Compile the program: (params, basis, constants, batches, sizes, coords, count, window) -> metrics of batches.
 
     Args:
         loss: ``loss(constants, params, batch)`` -> a dict of metrics.
-        mesh: The devices.
+        placement: Where the operands lie.
         width: Points side by side.
         keep: Whether the result has the value of each example, or the sums of `summarize` for each batch.
 
     Returns:
-        The jitted function. ``coords`` has CAPACITY rows for each device, ``count`` says how many of them it is to
-        evaluate, ``window`` from which batch to which.
+        The jitted function, to be traced within the placement's mesh. ``coords`` has CAPACITY rows for each group of
+        devices, ``count`` says how many of them it is to evaluate, ``window`` from which batch to which.
     """
 
     def kept(metrics: dict[str, Array], batch: Data, size: Array) -> dict[str, Array]:
@@ -70,7 +70,7 @@ def compiled(loss: Computation, mesh: Mesh, width: int, keep: bool) -> jax.stage
             if width > 1:
                 points = jax.vmap(trees.displace, in_axes=(None, None, 0))(params, basis, rows)
             else:  # no vmap: it would make grouped convolutions
-                points = trees.displace(params, basis, rows[0])
+                points = placement.constrained(trees.displace(params, basis, rows[0]))
 
             def batch(i: Array, out: dict[str, Array]) -> dict[str, Array]:
                 def write(o: Array, value: Array) -> Array:
@@ -86,10 +86,19 @@ def compiled(loss: Computation, mesh: Mesh, width: int, keep: bool) -> jax.stage
         empty = jax.tree.map(lambda s: jnp.zeros((CAPACITY, len(sizes), *s.shape), s.dtype), shapes)
         return jax.lax.fori_loop(0, (count[0] + width - 1) // width, step, empty)
 
-    points_axes = tuple(name for name in mesh.axis_names if name != DATA_AXIS) or None
-    data_axis = DATA_AXIS if DATA_AXIS in mesh.shape else None
+    points_axes = placement.points_axes or None
+    data_axis = DATA_AXIS if placement.shares > 1 else None
     whole, by_data, by_points = PartitionSpec(), PartitionSpec(data_axis), PartitionSpec(points_axes)
     specs = (whole, whole, whole, by_data, by_data, by_points, by_points, whole)
-    out = PartitionSpec(points_axes, data_axis)
-    program = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+    names = placement.points_axes if placement.is_cut else placement.mesh.axis_names
+    program = local
+    if names:  # XLA deals out the work along the other axes
+        program = jax.shard_map(
+            local,
+            mesh=placement.mesh,
+            axis_names=set(names),
+            in_specs=specs,
+            out_specs=PartitionSpec(points_axes, data_axis),
+            check_vma=False,
+        )
     return jax.jit(program, compiler_options=compiler_options())

@@ -18,6 +18,7 @@ from jaxscape.engine._result import Estimate, Evaluation, add_terms
 from jaxscape.engine._strategy import choose_load
 from jaxscape.engine._summary import SUMS, from_device, join, mean_and_stderr
 from jaxscape.objective import Objective, Term, gather
+from jaxscape.shards import mesh_of_shards
 from jaxscape.types import Params
 
 Loads = tuple[int | None, int | None] | Mapping[str, tuple[int | None, int | None]]
@@ -145,13 +146,13 @@ def mean_metrics(
         objective: The loss over its data.
         params: A pytree of floating arrays, like that of the objective.
         batch_size: Examples in one call of the loss, at most.
-        mesh: The devices, with an axis named ``"data"``; the first one by default.
+        mesh: The devices, with an axis named ``"data"``; by default those that params are cut over, or the first one.
 
     Returns:
         A number for each metric.
     """
     no_direction = jax.tree.map(lambda x: np.zeros((0, *np.shape(x)), x.dtype), params)
-    mesh = mesh or Mesh(np.array(jax.local_devices()[:1]), ("points",))
+    mesh = mesh or mesh_of_shards(params) or Mesh(np.array(jax.local_devices()[:1]), ("points",))
     point, load = np.zeros((1, 0)), (batch_size, 1)
     evaluation = evaluate(objective, params, no_direction, point, load=load, mesh=mesh, progress=False)
     return {name: float(estimate.mean[0]) for name, estimate in evaluation.metrics.items()}

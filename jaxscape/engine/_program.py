@@ -1,7 +1,7 @@
 """One compiled program, with params, directions and data in place on the devices.
 
 Points are shared by the devices of a mesh. A mesh axis named ``"data"`` shares the examples instead: for data too large
-for one device.
+for one device. Where params are cut over the mesh, all devices evaluate a point together.
 """
 
 import copy
@@ -11,22 +11,21 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from jaxscape.engine._compile import CAPACITY, compiled
 from jaxscape.objective import (
-    DATA_AXIS,
+    Placement,
     Term,
     batch_sizes,
-    default_mesh,
     even_size,
     fetch,
     num_examples,
     num_lanes,
-    place,
     stack_batches,
     start,
 )
+from jaxscape.shards import within
 from jaxscape.types import Data, Params
 
 REMEMBERED = 128  # arrays of points that stay in place; 64 points each, they are small
@@ -61,10 +60,14 @@ class Layout(NamedTuple):
     shares: int
 
     @classmethod
-    def of(cls, examples: int, batch_size: int, mesh: Mesh) -> "Layout":
-        """That of `stack_batches`."""
-        shares = mesh.shape.get(DATA_AXIS, 1)
-        return cls(batch_sizes(examples, batch_size, shares), even_size(examples, batch_size), shares)
+    def of(cls, term: Term, batch_size: int, placement: Placement) -> "Layout":
+        """That of `stack_batches`; a batch that is cut has a multiple of its parts, where its loss can be padded."""
+        parts = placement.parts_of_batch if all(term.per_example.values()) else 1
+        width = -(-even_size(term.examples, batch_size) // parts) * parts
+        if parts == 1:
+            return cls(batch_sizes(term.examples, batch_size, placement.shares), width, placement.shares)
+        starts = np.arange(0, term.examples, width)
+        return cls(np.minimum(term.examples - starts, width), width, 1)
 
     def with_fewer(self, examples: int) -> "Layout":
         """The same batches, with fewer examples in them; the last ones may be empty."""
@@ -98,7 +101,7 @@ class Program:
         term: The loss and its data.
         load: How much goes side by side.
         layout: The batches.
-        mesh: The devices.
+        placement: Where the operands lie.
         capacity: Points that one call can take.
     """
 
@@ -111,19 +114,26 @@ class Program:
             params: The origin.
             basis: A pytree like params with a leading axis of length ``axes`` on each leaf.
             load: How much goes side by side.
-            mesh: The devices; by default all of all processes.
+            mesh: The devices; by default those that params are cut over, else all of all processes.
+
+        Raises:
+            ValueError: The mesh is not one for these params, or they are cut and several points are to go side by side
+                by `jax.vmap`.
         """
         self.term, self.load = term, load
-        self.mesh = mesh or default_mesh()
-        self._points_axes = tuple(name for name in self.mesh.axis_names if name != DATA_AXIS)
-        self._devices = self.mesh.size // self.mesh.shape.get(DATA_AXIS, 1)
-        self._lanes = num_lanes(self.mesh)
-        self.capacity = CAPACITY * self._devices * self._lanes
-        self._loss, constants = term.traced(even_size(term.examples, load.batch_size))
-        self.layout = Layout.of(term.examples, load.batch_size, self.mesh)
-        in_place = self._place((params, basis, constants), PartitionSpec())
+        self.placement = placement = Placement.of(params, mesh)
+        if placement.is_cut and load.points_per_step > 1:
+            raise ValueError(
+                f"points_per_step is {load.points_per_step}, but params are cut over devices, which evaluate a point "
+                "together; expected 1 or 'auto'. A mesh axis named 'points' has several points side by side."
+            )
+        self._lanes = 1 if placement.is_cut else num_lanes(placement.mesh)
+        self.capacity = CAPACITY * placement.groups * self._lanes
+        self.layout = Layout.of(term, load.batch_size, placement)
+        self._loss, constants = term.traced(self.layout.width)
+        in_place = placement.params(params), placement.basis(basis), placement.constants(constants)
         self._operands = (*in_place, *self._batches(term.data, self.layout))
-        self._run = functools.partial(compiled, self._loss, self.mesh, load.points_per_step)
+        self._run = functools.partial(compiled, self._loss, placement, load.points_per_step)
         self._executables: dict[bool, jax.stages.Compiled] = {}
         self._in_place: dict[Any, Any] = {}  # points, which come again with each batch of a stream
 
@@ -144,7 +154,7 @@ class Program:
     @property
     def num_axes(self) -> int:
         """Directions."""
-        return jax.tree.leaves(self._operands[1])[0].shape[0]
+        return jax.tree.leaves(self._operands[1])[0].shape[0]  # of keys, too
 
     def count(self, last: int) -> int:
         """How many examples there are before batch ``last`` of each share of the data."""
@@ -179,15 +189,13 @@ class Program:
         return lambda: {name: values.reshape(len(coords), -1)[:, chosen] for name, values in wait().items()}
 
     def _batches(self, data: Data, layout: Layout) -> tuple[Any, Any]:
-        batches = stack_batches(data, len(layout.sizes), layout.width), layout.sizes.astype(np.int32)
-        return self._place(batches, PartitionSpec(DATA_AXIS if DATA_AXIS in self.mesh.shape else None))
-
-    def _place(self, tree: Any, spec: PartitionSpec) -> Any:
-        return place(tree, NamedSharding(self.mesh, spec))
+        return self.placement.batches(
+            (stack_batches(data, len(layout.sizes), layout.width), layout.sizes.astype(np.int32))
+        )
 
     def _send(self, coords: np.ndarray, window: tuple[int, int], *, keep: bool) -> Pending:
         """Calls of the compiled program on at most ``capacity`` points, dealt out evenly."""
-        limits = self._remembered(np.array(window, np.int32), lambda x: self._place(x, PartitionSpec()))
+        limits = self._remembered(np.array(window, np.int32), self.placement.everywhere)
         parts = np.array_split(coords, min(self._lanes, len(coords)))
         calls, slots = [], []
         for part in parts:
@@ -196,6 +204,8 @@ class Program:
             calls.append(functools.partial(self._compiled(keep, operands), *operands))
         outs = start(calls)
         self.term.check.verdict()
+        if self.placement.is_cut:  # a second call under way would hold a second displaced copy
+            jax.block_until_ready(outs())
 
         def wait() -> dict[str, np.ndarray]:
             parts = [fetch(out) for out in outs()]
@@ -210,8 +220,9 @@ class Program:
         """The executable, which needs no context of the caller's in a thread; JAX remembers it for the next Program."""
         if keep not in self._executables:
             program = self._run(keep)
-            self.term.check.begin_beside(program, *operands)
-            self._executables[keep] = program.lower(*operands).compile()
+            with within(self.placement.context):
+                self.term.check.begin_beside(program, *operands)
+                self._executables[keep] = program.lower(*operands).compile()
         return self._executables[keep]
 
     def _remembered(self, array: np.ndarray, put: Callable[[np.ndarray], Any]) -> Any:
@@ -225,15 +236,16 @@ class Program:
 
     def _slots(self, points: int) -> np.ndarray:
         """Where the points of a call stand among the rows of all devices."""
-        shares = np.array_split(np.arange(points), self._devices)
+        shares = np.array_split(np.arange(points), self.placement.groups)
         return np.concatenate([d * CAPACITY + np.arange(len(share)) for d, share in enumerate(shares)])
 
     def _points(self, coords: np.ndarray) -> tuple[Any, Any]:
-        """The points of a call in place, and how many of them each device has."""
-        padded = np.zeros((CAPACITY * self._devices, coords.shape[1]))
+        """The points of a call in place, and how many of them each group of devices has."""
+        groups = self.placement.groups
+        padded = np.zeros((CAPACITY * groups, coords.shape[1]))
         padded[self._slots(len(coords))] = coords
-        counts = np.array([len(share) for share in np.array_split(coords, self._devices)], np.int32)
-        return self._place((padded, counts), PartitionSpec(self._points_axes or None))
+        counts = np.array([len(share) for share in np.array_split(coords, groups)], np.int32)
+        return self.placement.points((padded, counts))
 
 
 def ahead(calls: Iterator[tuple[Any, Pending]]) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:

@@ -90,7 +90,7 @@ class Source:
         load, term = self._load, self._place.term
         if jax.default_backend() != "cpu":
             load = load._replace(batch_size=min(load.batch_size, SAMPLED))
-        self._lay_out(Layout.of(term.examples, load.batch_size, self._program.mesh))
+        self._lay_out(Layout.of(term, load.batch_size, self._program.placement))
         at = np.empty(len(draw.order), int)
         at[self._slots] = draw.order
         place = self._place._replace(term=term.with_data(rows_of(term.data, at)))

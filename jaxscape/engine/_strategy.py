@@ -68,6 +68,8 @@ def choose_load(
     """
     examples = term.examples
     batch_size, width = fixed
+    if term.mesh is not None:  # all devices evaluate a point together
+        width, mesh = width or 1, mesh or term.mesh
     best = Load(min(batch_size or first_batch(term), examples), width or 1)
     if batch_size and width:
         return best

@@ -85,7 +85,7 @@ def _program(loss: Computation, subspace: Subspace, mesh: Mesh) -> Any:
 
         moved = [x + d for x, d in zip(inside, subspace.leaves(displacement), strict=True)]
         value, gradient = fast_convolutions(jax.value_and_grad(mean))(moved)
-        return value, subspace.flatten(gradient)
+        return value, subspace.vector(gradient)
 
     def local(constants: Any, params: Params, data: Data, displacements: Array) -> tuple[Array, Array]:
         batch = jax.tree.map(lambda x: x[0], data)

@@ -12,6 +12,7 @@ from jaxscape.checks import as_key
 from jaxscape.linalg._krylov import quadrature
 from jaxscape.linalg._progress import counted, product_bar
 from jaxscape.linalg._trace import standard_error
+from jaxscape.shards import within
 
 if TYPE_CHECKING:
     from jaxscape.linalg._operator import Operator
@@ -30,9 +31,9 @@ def spectral_density(
     """The density by stochastic Lanczos quadrature; see `Operator.spectral_density`."""
     check_density_options(num_probes, num_steps, num_points, sigma)
     size, keys = operator.subspace.size, jax.random.split(as_key(key), (num_probes, 2))
-    with product_bar(num_probes * min(num_steps, size), progress) as bar:
+    with product_bar(num_probes * min(num_steps, size), progress) as bar, within(operator.subspace.mesh):
         matvec = counted(operator.matvec, bar)
-        rules = [quadrature(matvec, operator.random_vector(first), later, num_steps) for first, later in keys]
+        rules = [quadrature(matvec, operator.subspace.normal(first), later, num_steps) for first, later in keys]
     nodes, weights = (np.array([np.asarray(x) for x in column], np.float64) for column in zip(*rules, strict=True))
     low, high = nodes.min(), nodes.max()
     sigma = sigma or max((high - low) / 100, 1e-6 * max(abs(low), abs(high)), float(np.finfo(np.float32).tiny))

@@ -1,8 +1,9 @@
 """Eigenvalues and eigenvectors of a symmetric operator."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -11,6 +12,9 @@ from jaxscape.directions import Directions
 from jaxscape.linalg._krylov import Pairs, check_options, krylov
 from jaxscape.linalg._progress import counted, product_bar
 from jaxscape.linalg._ritz import Goal, Which
+from jaxscape.linalg._vectors import rows_of
+from jaxscape.objective import fetch, is_traced
+from jaxscape.shards import within
 from jaxscape.subspace import Subspace
 from jaxscape.types import Params
 
@@ -94,16 +98,25 @@ def extreme_eigenvalues(
     """Both ends of the spectrum; see `Operator.extreme_eigenvalues`."""
     first, later = jax.random.split(as_key(key))
     check_options(2, max_matvecs, tol, max_basis)
-    with product_bar(max_matvecs, progress) as bar:
-        pairs = krylov(
-            counted(operator.matvec, bar),
-            operator.random_vector(first),
-            later,
-            Goal(2, "BE", tol),
-            max_matvecs=max_matvecs,
-            max_basis=max_basis,
-        )
+    pairs = _found(operator, first, later, Goal(2, "BE", tol), max_matvecs, max_basis, progress)
     return as_extremes(pairs, operator.subspace)
+
+
+def _found(
+    operator: "Operator",
+    first: PRNGKeyArray,
+    later: PRNGKeyArray,
+    goal: Goal,
+    max_matvecs: int,
+    max_basis: int,
+    progress: bool | None,
+) -> Pairs:
+    """The pairs of an operator, with a progress bar."""
+    subspace = operator.subspace
+    with product_bar(max_matvecs, progress) as bar, within(subspace.mesh):
+        matvec = counted(operator.matvec, bar)
+        budget: dict[str, Any] = {"max_matvecs": max_matvecs, "max_basis": max_basis}
+        return krylov(matvec, subspace.normal(first), later, goal, specs=subspace.free_specs, **budget)
 
 
 _embed_rows = jax.jit(lambda subspace, rows: jax.vmap(subspace.embed)(rows), static_argnums=0)
@@ -111,13 +124,17 @@ _embed_rows = jax.jit(lambda subspace, rows: jax.vmap(subspace.embed)(rows), sta
 
 def as_extremes(pairs: Pairs, subspace: Subspace) -> Extremes:
     """Both ends, their vectors as pytrees."""
+    low, high = rows_of(pairs.vectors)
+    if subspace.mesh is not None:  # numbers on one device, which go with those of other operators
+        numbers = pairs._replace(vectors=None)
+        pairs = numbers if is_traced(numbers) else jax.tree.map(jnp.asarray, fetch(numbers))
     return Extremes(
         min_eigenvalue=pairs.values[0],
         max_eigenvalue=pairs.values[1],
         min_residual=pairs.residuals[0],
         max_residual=pairs.residuals[1],
-        min_eigenvector=subspace.embed(pairs.vectors[0]),
-        max_eigenvector=subspace.embed(pairs.vectors[1]),
+        min_eigenvector=subspace.embed(low),
+        max_eigenvector=subspace.embed(high),
         converged=pairs.converged.all(),
         num_matvecs=pairs.num_matvecs,
     )
@@ -141,18 +158,10 @@ def top_eigenpairs(
         raise ValueError(f"k is {k}, expected between 1 and the {size} entries of params.")
     matvecs, basis = _matvecs_and_basis(k, max_matvecs, max_basis)
     first, later = jax.random.split(as_key(key))
-    with product_bar(matvecs, progress) as bar:
-        pairs = krylov(
-            counted(operator.matvec, bar),
-            operator.random_vector(first),
-            later,
-            Goal(int(k), which, tol),
-            max_matvecs=matvecs,
-            max_basis=basis,
-        )
+    pairs = _found(operator, first, later, Goal(int(k), which, tol), matvecs, basis, progress)
     vectors = _embed_rows(operator.subspace, pairs.vectors)
     directions = Directions(vectors, recipe=(("directions", f"eigenvectors {which}"),))
-    values, residuals, converged = (np.asarray(x) for x in (pairs.values, pairs.residuals, pairs.converged))
+    values, residuals, converged = fetch((pairs.values, pairs.residuals, pairs.converged))
     return Eigenpairs(values, directions, residuals, converged, int(pairs.num_matvecs))
 
 

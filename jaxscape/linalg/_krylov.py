@@ -16,17 +16,17 @@ residual with them, and infinite for one of 1e19.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxscape import trees
+from jaxscape.linalg import _vectors as vectors
 from jaxscape.linalg._ritz import Goal, Ritz, Space, Which, complete, errors, gaps, negligible, ritz_pairs, small
+from jaxscape.types import Vector
 
-_COLUMNS = 2**16  # of the basis, that a restart combines at once: it needs no second basis
 _NOISE = 3.0  # its norm over that of a start: residuals fell as fast as with 0.1, and what is missing showed sooner
 
 
@@ -34,7 +34,7 @@ class Pairs(NamedTuple):
     """Ritz values in the order that was asked for, vectors of norm 1 as rows, and what is known of them."""
 
     values: Float[Array, " k"]
-    vectors: Float[Array, "k n"]
+    vectors: Vector  # a basis
     residuals: Float[Array, " k"]
     errors: Float[Array, " k"]  # of the values, as `jaxscape.linalg._ritz.errors` estimates them
     gaps: Float[Array, " k"]  # how far the values are at least from those that are not among them
@@ -43,17 +43,18 @@ class Pairs(NamedTuple):
 
 
 def krylov(
-    matvec: Callable[[Array], Array],
-    noise: Float[Array, " n"],
+    matvec: Callable[[Vector], Vector],
+    noise: Vector,
     key: PRNGKeyArray,
     goal: Goal,
     *,
     max_matvecs: int,
     max_basis: int,
-    start: Float[Array, " n"] | None = None,
+    start: Vector | None = None,
+    specs: vectors.Specs = None,
     similar: tuple[Float[Array, " num"], Float[Array, " num"]] | None = None,
 ) -> Pairs:
-    """Some eigenpairs of a symmetric operator on flat vectors, as `lanczos` finds them.
+    """Some eigenpairs of a symmetric operator on vectors, as `lanczos` finds them.
 
     Args:
         matvec: ``v -> H v``.
@@ -65,6 +66,7 @@ def krylov(
         max_basis: Vectors in memory at most: the space, the next one and its product.
         start: Where to look first beside the noise, say the sum of a neighbour's eigenvectors: residuals are small
             sooner. Whether something is missing rests on the noise alone.
+        specs: How each leaf of a vector is cut over the ambient mesh; None: vectors are flat.
         similar: The values of an operator much like this one, and how far they are there from others, for the errors:
             a small space knows few of the others. Gaps count less twice what the values differ by.
 
@@ -76,26 +78,26 @@ def krylov(
     """
     num, which = goal.num, goal.which
     check_options(num, max_matvecs, goal.tol, max_basis)
-    rows = min(max_basis - 2, noise.shape[0])
+    rows, dtype = min(max_basis - 2, vectors.size(noise)), vectors.dtype(noise)
     first, log_odds = _first(noise, start, goal.risk)
     del noise, start
-    space = _empty(first, key, rows, max_matvecs)._replace(log_odds=log_odds)
-    similar = similar or (jnp.zeros(num, first.dtype), jnp.full(num, jnp.inf, first.dtype))
+    space = _empty(first, vectors.zero_rows(first, rows), key, max_matvecs)._replace(log_odds=log_odds)
+    similar = similar or (jnp.zeros(num, dtype), jnp.full(num, jnp.inf, dtype))
     del first
 
     def grow(space: Space) -> Space:
         space = _judged(_extend(space, _image(matvec, space.vector)), goal, max_matvecs - num, similar)
         exhausted, full = _flags(space)
         space = _if(exhausted, _go_on, space)
-        return _if(full, functools.partial(_restart, num=num, which=which), space)
+        return _if(full, functools.partial(_restart, num=num, which=which, specs=specs), space)
 
     space = _until_done(grow, space)
     answer = _answer(space, goal, similar)
     del space  # the basis
-    vectors = _of_norm_one(answer.vectors)
-    measured = [_measured(v, matvec(v), answer.scale) for v in vectors]
+    found = _of_norm_one(answer.vectors)
+    measured = [_measured(v, matvec(v), answer.scale) for v in vectors.rows_of(found)]
     values, residuals, off, converged = _judged_pairs(measured, answer._replace(vectors=None), goal)
-    return Pairs(values, vectors, residuals, off, answer.gaps * answer.scale, converged, answer.matvecs)
+    return Pairs(values, found, residuals, off, answer.gaps * answer.scale, converged, answer.matvecs)
 
 
 def check_options(num: int, max_matvecs: int, tol: float, max_basis: int) -> None:
@@ -121,7 +123,7 @@ def check_options(num: int, max_matvecs: int, tol: float, max_basis: int) -> Non
 
 
 def quadrature(
-    matvec: Callable[[Array], Array], first: Float[Array, " n"], key: PRNGKeyArray, steps: int
+    matvec: Callable[[Vector], Vector], first: Vector, key: PRNGKeyArray, steps: int
 ) -> tuple[Float[Array, " steps"], Float[Array, " steps"]]:
     """Nodes and weights of the Gauss quadrature that Lanczos makes of a vector (Golub and Meurant 2010).
 
@@ -137,8 +139,8 @@ def quadrature(
     Returns:
         As many nodes, ascending, and their weights, which sum to 1.
     """
-    steps = min(steps, first.shape[0])
-    space = _empty(first, key, steps, steps)
+    steps = min(steps, vectors.size(first))
+    space = _empty(first, vectors.zero_rows(first, steps), key, steps)
 
     def grow(space: Space) -> Space:
         space = _counted(_extend(space, _image(matvec, space.vector)), steps)
@@ -148,25 +150,27 @@ def quadrature(
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _first(noise: Array, start: Array | None, risk: float) -> tuple[Array, Array]:
+def _first(noise: Vector, start: Vector | None, risk: float) -> tuple[Vector, Array]:
     """The first vector, and the logarithm of what its polynomial must exceed where nothing may be missing."""
-    scale = jnp.ones((), noise.dtype)
+    scale = jnp.ones((), vectors.dtype(noise))
     if start is not None:
-        start = start / trees.power_of_two(start)
-        scale = _NOISE * jnp.linalg.norm(start) / jnp.linalg.norm(noise)
+        start = vectors.over(start, vectors.power_of_two(start))
+        scale = _NOISE * vectors.norm(start) / vectors.norm(noise)
         scale = jnp.where(scale > 0, scale, 1)  # a start of 0 says nothing
-    vector = scale * noise if start is None else start + scale * noise
-    norm = jnp.linalg.norm(vector)
-    return vector / norm, jnp.log(norm / scale * math.sqrt(2 / math.pi) / risk)
+    vector = jax.tree.map(lambda x: scale * x, noise)
+    vector = vector if start is None else jax.tree.map(jnp.add, start, vector)
+    norm = vectors.norm(vector)
+    return vectors.over(vector, norm), jnp.log(norm / scale * math.sqrt(2 / math.pi) / risk)
 
 
-@functools.partial(jax.jit, static_argnames=("rows", "products"), donate_argnums=0)
-def _empty(first: Array, key: PRNGKeyArray, rows: int, products: int) -> Space:
+@functools.partial(jax.jit, static_argnames="products", donate_argnums=(0, 1))
+def _empty(first: Vector, basis: Vector, key: PRNGKeyArray, products: int) -> Space:
     """The space of one vector, in one allocation."""
-    zero, count, dtype = jnp.zeros((), first.dtype), jnp.zeros((), int), first.dtype
+    dtype, rows = vectors.dtype(first), len(jax.tree.leaves(basis)[0])
+    zero, count = jnp.zeros((), dtype), jnp.zeros((), int)
     return Space(
-        basis=jnp.zeros((rows, len(first)), dtype),
-        vector=first / jnp.linalg.norm(first),
+        basis=basis,
+        vector=vectors.over(first, vectors.norm(first)),
         projected=jnp.zeros((rows, rows), dtype),
         scale=zero,
         size=count,
@@ -184,7 +188,7 @@ class _Answer(NamedTuple):
     """The vectors of the best Ritz values, and what is known of the space when it is gone.
 
     Attributes:
-        vectors: As rows.
+        vectors: A basis.
         complete: Whether nothing is missing before each.
         gaps: How far the values over ``scale`` are from others.
         norm: Of the operator over ``scale``.
@@ -192,7 +196,7 @@ class _Answer(NamedTuple):
         matvecs: Products, with those that measure the residuals.
     """
 
-    vectors: Float[Array, "num n"] | None
+    vectors: Vector | None
     complete: Bool[Array, " num"]
     gaps: Float[Array, " num"]
     norm: Float[Array, ""]
@@ -203,10 +207,10 @@ class _Answer(NamedTuple):
 @functools.partial(jax.jit, static_argnames="goal")
 def _answer(space: Space, goal: Goal, similar: tuple[Array, Array]) -> _Answer:
     ritz = ritz_pairs(space, goal.num, goal.which)
-    vectors = _product(ritz.coordinates[:, : goal.num].T, space.basis)
+    best = vectors.combined(ritz.coordinates[:, : goal.num].T, space.basis)
     norm, matvecs = jnp.linalg.norm(space.projected), space.matvecs + goal.num
     apart = _apart(space, ritz, similar)
-    return _Answer(vectors, complete(space, ritz, goal), apart, norm, _known(space.scale), matvecs)
+    return _Answer(best, complete(space, ritz, goal), apart, norm, _known(space.scale), matvecs)
 
 
 def _apart(space: Space, ritz: Ritz, similar: tuple[Array, Array]) -> Array:
@@ -236,27 +240,28 @@ def _quadrature(space: Space) -> tuple[Array, Array]:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _of_norm_one(vectors: Float[Array, "num n"]) -> Float[Array, "num n"]:
-    return vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
+def _of_norm_one(basis: Vector) -> Vector:
+    norms = jax.vmap(vectors.norm)(basis)
+    return jax.tree.map(lambda b: b / norms.reshape(-1, *(1,) * (b.ndim - 1)), basis)
 
 
 @jax.jit
-def _measured(vector: Array, image: Array, scale: Array) -> tuple[Array, Array]:
+def _measured(vector: Vector, image: Vector, scale: Array) -> tuple[Array, Array]:
     """Rayleigh quotient and the norm of the residual over ``scale``, of a vector of norm 1 and its product."""
-    image = image / scale
-    value = jnp.vdot(vector, image, precision=lax.Precision.HIGHEST)
-    return value, jnp.linalg.norm(image - value * vector)
+    image = vectors.over(image, scale)
+    value = vectors.inner(vector, image)
+    return value, vectors.norm(jax.tree.map(lambda y, x: y - value * x, image, vector))
 
 
-def _image(matvec: Callable[[Array], Array], vector: Array) -> Array:
+def _image(matvec: Callable[[Vector], Vector], vector: Vector) -> Vector:
     """The product with a vector, in memory of its own, since `_extend` uses up that of the space and its vector."""
-    image = matvec(vector)
-    return jnp.copy(image) if image is vector else image
+    leaves = {id(x) for x in jax.tree.leaves(vector)}
+    return jax.tree.map(lambda x: jnp.copy(x) if id(x) in leaves else x, matvec(vector))
 
 
 def _until_done(body: Callable[[Space], Space], space: Space) -> Space:
     """A loop on the device inside a transform, and on the host outside of one."""
-    if isinstance(space.basis, jax.core.Tracer):
+    if isinstance(space.left, jax.core.Tracer):
         return lax.while_loop(lambda s: ~s.done, body, space)
     while not space.done:
         space = body(space)
@@ -270,19 +275,17 @@ def _flags(space: Space) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _extend(space: Space, image: Float[Array, " n"]) -> Space:
+def _extend(space: Space, image: Vector) -> Space:
     """The space with the product of its last vector."""
-    largest = jnp.max(jnp.abs(image))
-    first = jnp.where(largest > 0, trees.power_of_two(image).reshape(()), 0)  # 0: not known yet
+    first = jnp.where(vectors.largest(image) > 0, vectors.power_of_two(image), 0)  # 0: not known yet
     scale = jnp.where(space.scale > 0, space.scale, first)
-    image = image / _known(scale)
     last = space.size
-    basis = space.basis.at[last].set(space.vector)
-    rest, inside = _outside(basis, image, last + 1)
+    basis = vectors.put(space.basis, last, space.vector)
+    rest, inside = vectors.outside(basis, vectors.over(image, _known(scale)), last + 1)
     projected = space.projected.at[last].set(inside).at[:, last].set(inside)
-    left = jnp.linalg.norm(rest)
+    left = vectors.norm(rest)
     exhausted = left <= negligible(jnp.linalg.norm(projected))
-    rest, left = jnp.where(exhausted, 0, rest / left), jnp.where(exhausted, 0, left)
+    rest, left = vectors.zero_where(exhausted, vectors.over(rest, left)), jnp.where(exhausted, 0, left)
     return space._replace(
         basis=basis,
         vector=rest,
@@ -303,7 +306,7 @@ def _known(scale: Array) -> Array:
 @functools.partial(jax.jit, static_argnames="goal", donate_argnums=0)
 def _judged(space: Space, goal: Goal, max_matvecs: int, similar: tuple[Array, Array]) -> Space:
     """The space, done if it has all that is wanted or can have no more."""
-    n, norm = len(space.vector), jnp.linalg.norm(space.projected)
+    n, norm = vectors.size(space.vector), jnp.linalg.norm(space.projected)
     ritz = ritz_pairs(space, goal.num, goal.which)
     off = ritz.bounds[: goal.num]
     if goal.by == "error":
@@ -331,43 +334,20 @@ def _if(condition: Array, function: Callable[[Space], Space], space: Space) -> S
 def _go_on(space: Space) -> Space:
     """From an invariant subspace to what it lacks."""
     key, own = jax.random.split(space.key)
-    vector = jax.random.normal(own, space.vector.shape, space.vector.dtype)
-    vector = _outside(space.basis, vector, space.size)[0]
-    return space._replace(vector=vector / jnp.linalg.norm(vector), key=key)
+    leaves, treedef = jax.tree.flatten(space.vector)
+    keys = [own] if len(leaves) == 1 else jax.random.split(own, len(leaves))
+    noise = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    vector = vectors.outside(space.basis, jax.tree.unflatten(treedef, noise), space.size)[0]
+    return space._replace(vector=vectors.over(vector, vectors.norm(vector)), key=key)
 
 
-def _outside(basis: Array, vector: Array, known: Array) -> tuple[Array, Array]:
-    """What a vector has outside of the first ``known`` rows of the basis, and its coordinates in them."""
-    inside = jnp.zeros(len(basis), vector.dtype)
-    for _ in range(2):
-        coordinates = jnp.where(jnp.arange(len(basis)) < known, _product(basis, vector), 0)
-        vector = vector - _product(coordinates, basis)
-        inside += coordinates
-    return vector, inside
-
-
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
-
-
-@functools.partial(jax.jit, static_argnames=("num", "which"), donate_argnums=0)
-def _restart(space: Space, num: int, which: Which) -> Space:
+@functools.partial(jax.jit, static_argnames=("num", "which", "specs"), donate_argnums=0)
+def _restart(space: Space, num: int, which: Which, specs: vectors.Specs = None) -> Space:
     """The space of the best half of the Ritz vectors."""
-    m, n = space.basis.shape
+    m = len(space.projected)
     rows = min(max(num, m // 2), m)
     ritz = ritz_pairs(space, num, which)
-    combination = ritz.coordinates[:, :rows].T
-
-    def combine(i: Any, basis: Array, columns: int = _COLUMNS) -> Array:
-        where = (0, i * _COLUMNS)
-        part = lax.dynamic_slice(basis, where, (m, columns))
-        return lax.dynamic_update_slice(basis, _product(combination, part), where)
-
-    basis = space.basis
-    if n >= _COLUMNS:
-        basis = lax.fori_loop(0, n // _COLUMNS, combine, basis)
-    if n % _COLUMNS:
-        basis = combine(n // _COLUMNS, basis, n % _COLUMNS)
+    basis = vectors.combined_in_place(ritz.coordinates[:, :rows].T, space.basis, specs)
     diagonal = jnp.arange(rows)
     projected = jnp.zeros_like(space.projected).at[diagonal, diagonal].set(ritz.values[:rows])
     where = (space.matvecs - space.size,)

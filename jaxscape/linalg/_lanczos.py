@@ -11,6 +11,7 @@ from jaxscape.linalg._eigen import Extremes, as_extremes
 from jaxscape.linalg._krylov import krylov
 from jaxscape.linalg._operator import Operator
 from jaxscape.linalg._ritz import Goal
+from jaxscape.shards import within
 from jaxscape.types import Params
 
 Matvec = Callable[[Params], Params]
@@ -65,13 +66,15 @@ def lanczos(
     operator = Operator.of(matvec, like)
     subspace = operator.subspace
     given = None if start is None else subspace.extract(checks.like(subspace.params_like, start, "start"))
-    pairs = krylov(
-        operator.matvec,
-        operator.random_vector(as_key(key)),
-        as_key(key),
-        Goal(2, "BE", tol),
-        max_matvecs=max_matvecs,
-        max_basis=max_basis,
-        start=given,
-    )
+    with within(subspace.mesh):
+        pairs = krylov(
+            operator.matvec,
+            subspace.normal(as_key(key)),
+            as_key(key),
+            Goal(2, "BE", tol),
+            max_matvecs=max_matvecs,
+            max_basis=max_basis,
+            start=given,
+            specs=subspace.free_specs,
+        )
     return as_extremes(pairs, subspace)

@@ -7,18 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from jaxscape import checks
 from jaxscape.arguments import blamed, checked
 from jaxscape.linalg import _density, _eigen, _trace
 from jaxscape.linalg._krylov import Which
 from jaxscape.meshes import outside_meshes
-from jaxscape.objective import refuse_inside_transform
+from jaxscape.objective import fetch, refuse_inside_transform
+from jaxscape.shards import mesh_of_shards, within
 from jaxscape.subspace import Subspace
-from jaxscape.types import Params
+from jaxscape.types import Params, Vector
 
-Matvec = Callable[[Float[Array, " n"]], Float[Array, " n"]]
+Matvec = Callable[[Vector], Vector]
 
 
 class Operator:
@@ -33,15 +34,16 @@ class Operator:
     3.0
 
     Attributes:
-        subspace: The leaves that the operator acts in, which are flattened to vectors of length ``n`` and back.
-        matvec: ``v -> H v`` on flat vectors, from the host or inside a JAX transform.
+        subspace: The leaves that the operator acts in, which become vectors and back.
+        matvec: ``v -> H v`` on vectors, from the host or inside a JAX transform. Vectors are flat, of length ``n``;
+            where params are cut over devices, they are lists of leaves, each cut as that of params.
     """
 
     def __init__(self, matvec: Matvec, subspace: Subspace) -> None:
         """Wrap a product.
 
         Args:
-            matvec: ``v -> H v`` on flat vectors of the subspace.
+            matvec: ``v -> H v`` on vectors of the subspace.
             subspace: The leaves that the operator acts in.
         """
         self.matvec, self.subspace = matvec, subspace
@@ -67,16 +69,17 @@ class Operator:
                 raise TypeError(
                     f"{name} is {type(leaf).__name__}, expected floating arrays, or their shapes and dtypes."
                 )
-        like = checks.as_params(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), "like")
+        like = checks.as_params(like if mesh_of_shards(like, "like") else jax.tree.map(_zeros, like), "like")
         subspace = Subspace.of(like, None)
+        like = subspace.params_like
 
-        def flat(vector: Array) -> Array:
+        def on_vectors(vector: Vector) -> Vector:
             in_dtypes = jax.tree.map(lambda x, y: x.astype(y.dtype), subspace.embed(vector), like)
             with blamed("matvec", "with a pytree like `like`"):
                 image = matvec(in_dtypes)
             return subspace.extract(checks.like(subspace.params_like, image, "the result of matvec"))
 
-        return cls(flat, subspace)
+        return cls(on_vectors, subspace)
 
     @outside_meshes
     def __call__(self, v: Params) -> Params:
@@ -92,8 +95,9 @@ class Operator:
             ValueError: v is not like params; the message has the path of the leaf.
             TypeError: A leaf of v is no floating array.
         """
-        vector = self.subspace.extract(checks.like(self.subspace.params_like, v, "v"))
-        return self.subspace.embed(self.matvec(vector))
+        v = self.subspace.place(checks.like(self.subspace.params_like, v, "v"))
+        with within(self.subspace.mesh):
+            return self.subspace.embed(self.matvec(self.subspace.extract(v)))
 
     def __matmul__(self, v: Params) -> Params:
         return self(v)
@@ -109,12 +113,8 @@ class Operator:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of flat vectors: at least float32."""
+        """Of vectors: at least float32."""
         return np.dtype(self.subspace.dtype)
-
-    def random_vector(self, key: PRNGKeyArray) -> Float[Array, " n"]:
-        """A flat vector of independent standard normal entries."""
-        return jax.random.normal(key, (self.subspace.size,), self.subspace.dtype)
 
     def to_scipy(self) -> Any:
         """A `scipy.sparse.linalg.LinearOperator` on flat NumPy vectors.
@@ -129,8 +129,13 @@ class Operator:
         """
         from scipy.sparse.linalg import LinearOperator
 
+        whole = self.subspace._replace(mesh=None, specs=None)
+
         def matvec(vector: np.ndarray) -> np.ndarray:
-            return np.asarray(outside_meshes(self.matvec)(jnp.asarray(vector.ravel(), self.dtype)))
+            flat = jnp.asarray(vector.ravel(), self.dtype)
+            if self.subspace.mesh is None:
+                return np.asarray(outside_meshes(self.matvec)(flat))
+            return np.asarray(whole.extract(fetch(self(whole.embed(flat)))))
 
         return LinearOperator(self.shape, matvec=matvec, rmatvec=matvec, dtype=self.dtype)
 
@@ -296,3 +301,7 @@ class Operator:
             key=key,
             progress=progress,
         )
+
+
+def _zeros(x: Any) -> jax.Array:
+    return jnp.zeros(x.shape, x.dtype)

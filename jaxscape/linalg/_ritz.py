@@ -27,6 +27,9 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxscape.linalg._vectors import size
+from jaxscape.types import Vector
+
 Which = Literal["BE", "LA", "SA", "LM"]
 """Both ends, the largest, the smallest, or the largest in magnitude, as ARPACK names them."""
 
@@ -66,8 +69,8 @@ class Goal(NamedTuple):
 class Space(NamedTuple):
     """A Krylov space in the making."""
 
-    basis: Float[Array, "m n"]  # orthonormal rows up to `size`, multiplied
-    vector: Float[Array, " n"]  # the next one, apart: as the product's argument it needs no copy
+    basis: Vector  # orthonormal rows up to `size`, multiplied
+    vector: Vector  # the next one, apart: as the product's argument it needs no copy
     projected: Float[Array, "m m"]  # the operator, over `scale`, in the basis; known up to `size`
     scale: Float[Array, ""]  # a power of two of the size of the first product that was not 0; 0 before
     size: Int[Array, ""]
@@ -135,7 +138,7 @@ def complete(space: Space, ritz: Ritz, goal: Goal) -> Bool[Array, " num"]:
     reported = (jnp.tri(goal.num, dtype=bool)[:, :, None] & reported).any(1)  # by a pair or by one before it
     likely = ~(log_growth(space, ritz, ends) >= space.log_odds)  # what is not a number proves nothing
     missing = (better & ~reported & likely).any(1) | (rank >= space.size)
-    return ~missing | (space.size == len(space.vector))
+    return ~missing | (space.size == size(space.vector))
 
 
 def log_growth(space: Space, ritz: Ritz, at: Float[Array, " k"]) -> Float[Array, " k"]:

@@ -1,16 +1,18 @@
 """The trace of a symmetric operator from random probes."""
 
-from collections.abc import Iterator
+import itertools
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from jaxscape.checks import as_key
 from jaxscape.linalg._progress import counted, product_bar
+from jaxscape.linalg._vectors import inner, orthonormal, outside, rows_of
+from jaxscape.shards import within
+from jaxscape.types import Vector
 
 if TYPE_CHECKING:
     from jaxscape.linalg._operator import Operator
@@ -39,18 +41,20 @@ def trace(
 ) -> Trace:
     """The trace and its standard error; see `Operator.trace`."""
     check_trace_options(num_matvecs, method)
-    size, dtype = operator.subspace.size, operator.dtype
+    subspace, size = operator.subspace, operator.subspace.size
     sketched = 0 if method == "hutchinson" else min(num_matvecs // 3, (num_matvecs - PROBES) // 2, size)
-    signs = _random_signs(as_key(key), num_matvecs, size, dtype)
-    with product_bar(num_matvecs, progress) as bar:
+    signs = map(subspace.signs, jax.random.split(as_key(key), num_matvecs))
+    with product_bar(num_matvecs, progress) as bar, within(subspace.mesh):
         matvec = counted(operator.matvec, bar)
-        basis = _range([matvec(next(signs)) for _ in range(sketched)], size, dtype)
-        inside = sum(float(_inner(q, matvec(q))) for q in basis)
+        images = [matvec(next(signs)) for _ in range(sketched)]
+        others = (subspace.normal(jax.random.fold_in(as_key(key), i)) for i in itertools.count())
+        basis = orthonormal(images, others) if images else None
+        inside = sum(float(_inner(q, matvec(q))) for q in (rows_of(basis) if images else ()))
         used = 2 * sketched
         values = []
         if sketched < size:
             for _ in range(num_matvecs - used):
-                z = _outside(next(signs), basis)
+                z = _rest(basis, next(signs)) if sketched else next(signs)
                 values.append(float(_inner(z, matvec(z))))
     outside = np.mean(values) if values else 0.0
     stderr = standard_error(np.array(values)) if values else 0.0
@@ -92,23 +96,10 @@ def check_trace_options(num_matvecs: int, method: str) -> None:
         raise ValueError(f"num_matvecs is {num_matvecs}, expected at least {least[method]} for {method}.")
 
 
-def _random_signs(key: PRNGKeyArray, num: int, size: int, dtype: jnp.dtype) -> Iterator[Float[Array, " n"]]:
-    return (jax.random.rademacher(k, (size,), dtype) for k in jax.random.split(key, num))
-
-
-def _range(images: list[Array], size: int, dtype: jnp.dtype) -> Float[Array, "k n"]:
-    """An orthonormal basis of vectors, as rows."""
-    return jnp.linalg.qr(jnp.stack(images).T)[0].T if images else jnp.zeros((0, size), dtype)
-
-
-def _outside(vector: Array, basis: Array) -> Array:
-    """The part of a vector that is orthogonal to the basis."""
-    for _ in range(2 if len(basis) else 0):  # twice is enough against rounding
-        inside = jnp.matmul(basis, vector, precision="highest")
-        vector = vector - jnp.matmul(inside, basis, precision="highest")
-    return vector
+_inner = jax.jit(inner)
 
 
 @jax.jit
-def _inner(a: Array, b: Array) -> Array:
-    return jnp.vdot(a, b, precision="highest")
+def _rest(basis: Vector, vector: Vector) -> Vector:
+    """The part of a vector that is orthogonal to the basis."""
+    return outside(basis, vector, len(jax.tree.leaves(basis)[0]))[0]

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax.sharding import Mesh
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
-from jaxscape import checks
+from jaxscape import checks, trees
 from jaxscape.arguments import checked
 from jaxscape.curvature import Options, plane_curvatures
 from jaxscape.directions import Directions
@@ -20,7 +20,7 @@ from jaxscape.grid import Grid
 from jaxscape.linalg import Goal, check_options, krylov
 from jaxscape.maps._map import Plane, Point, map_of
 from jaxscape.objective import refuse_inside_transform
-from jaxscape.types import Data, Ignore, LossFn, Params
+from jaxscape.types import Data, Ignore, LossFn, Params, Vector
 
 _ENDS: dict[str, Any] = dict.fromkeys(("min_eigenvalue", "max_eigenvalue", "ratio"), float)
 _ENDS |= {"min_residual": float, "max_residual": float, "converged": bool, "num_matvecs": int}
@@ -123,15 +123,17 @@ def eigenvalue_map(
     options: dict[str, Any] = {"tol": tol, "max_matvecs": max_matvecs, "max_basis": max_basis}
 
     def at_point(point: Point) -> dict[str, Any]:
-        search = functools.partial(krylov, max_matvecs=max_matvecs, max_basis=max_basis)
-        noise, later = _noise(key, point.number, point.subspace.size, point.subspace.dtype)
+        subspace = point.subspace
+        search = functools.partial(krylov, max_matvecs=max_matvecs, max_basis=max_basis, specs=subspace.free_specs)
+        first_key, later = jax.random.split(jax.random.fold_in(key, point.number))
+        noise = subspace.normal(first_key)
         found, of_pilot = True, dict[str, Any]()
         if point.pilot is None:
             pairs = search(point.matvec, noise, later, Goal(2, "BE", tol))
         else:
             goal = Goal(2, "BE", tol, by="error")
             first = search(point.pilot, noise, later, goal)
-            start = _start(first.vectors, later)
+            start = _start(first.vectors, subspace.normal(jax.random.fold_in(later, 1)))
             pairs = search(point.matvec, start, later, goal._replace(risk=np.inf), similar=(first.values, first.gaps))
             found, errors = bool(first.converged.all()), np.asarray(pairs.errors)
             of_pilot = {"min_error": errors[0], "max_error": errors[1], "pilot_matvecs": int(first.num_matvecs)}
@@ -159,14 +161,7 @@ def eigenvalue_map(
 
 
 @jax.jit
-def _start(eigenvectors: Array, key: PRNGKeyArray) -> Array:
+def _start(eigenvectors: Vector, noise: Vector) -> Vector:
     """Where the search on all examples begins: both eigenvectors of the pilot, and some noise."""
-    noise = jax.random.normal(jax.random.fold_in(key, 1), eigenvectors.shape[1:], eigenvectors.dtype)
-    return eigenvectors.sum(0) + _HEDGE * noise / jnp.linalg.norm(noise)
-
-
-@functools.partial(jax.jit, static_argnames=("size", "dtype"))
-def _noise(key: PRNGKeyArray, point: int, size: int, dtype: Any) -> tuple[Array, PRNGKeyArray]:
-    """Where Lanczos starts at a point, and a key for what it draws later; the same on any number of devices."""
-    first, later = jax.random.split(jax.random.fold_in(key, point), 2)
-    return jax.random.normal(first, (size,), dtype), later
+    weight = _HEDGE / jnp.sqrt(trees.dot(noise, noise))
+    return jax.tree.map(lambda pair, x: pair.sum(0) + weight.astype(x.dtype) * x, eigenvectors, noise)

@@ -1,5 +1,6 @@
 """The values of a function of the Hessian at every point of a grid, shared out, stored and resumed."""
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -11,15 +12,14 @@ import jax
 import numpy as np
 import xarray as xr
 from jax.sharding import Mesh
-from jaxtyping import Array
 
 from jaxscape import checks, trees
 from jaxscape.curvature import Options, PlaneAxes, hessian_product, one_mesh, plane_axes, plane_columns
-from jaxscape.directions import Directions
 from jaxscape.grid import Grid
 from jaxscape.linalg import Matvec
 from jaxscape.normalize import described
-from jaxscape.objective import has_stream, num_examples, refuse_stream, rows_of
+from jaxscape.objective import POINTS_AXIS, Placement, has_stream, num_examples, refuse_stream, rows_of
+from jaxscape.shards import mesh_of_shards, specs_of, within
 from jaxscape.subspace import Subspace
 from jaxscape.sweep import (
     SHARE,
@@ -33,7 +33,7 @@ from jaxscape.sweep import (
     provenance,
     to_dataset,
 )
-from jaxscape.types import Data, Params
+from jaxscape.types import Data, Params, Vector
 
 _LONG_NAMES = {
     "min_eigenvalue": "smallest eigenvalue of the Hessian",
@@ -105,30 +105,38 @@ def map_of(
     directions, grid = on_grid(plane.directions, plane.grid, params, plane.seed)
     several = isinstance(loss_fn, Mapping)
     data = _subset(data, plane.subset, plane.seed, "subset", several=several)
-    groups = _groups(data, plane.mesh)
+    groups = _groups(params, data, plane.mesh)
+    together = Placement(groups[0], specs_of(params)) if mesh_of_shards(params) else None
     params, product = hessian_product(loss_fn, params, data, plane.products, groups[0])
     pilot = None
     if plane.pilot is not None:
         part = _subset(data, plane.pilot, [plane.seed, _PILOT], "pilot", several=several)
         pilot = hessian_product(loss_fn, params, part, plane.products._replace(check=False), groups[0])[1]
     coords = grid.points()
-    hashes = inputs(product.objective.only(["loss"]), params, directions.basis)
+    hashes = inputs(product.objective.only(["loss"]), params, directions.operand)
     ignore = described(plane.products.ignore)
     kinds = {**kinds, **plane_columns(len(directions))}
     columns: dict[str, np.ndarray] = {name: np.zeros(len(coords), kind) for name, kind in kinds.items()}
 
     def begin_group(group: Mesh, stop: threading.Event) -> Callable[[int], dict[str, Any]]:
         local, local_pilot = product.on(group), pilot.on(group) if pilot else None
-        origin, basis = jax.device_put((params, directions.basis), group.local_devices[0])
-        axes = plane_axes(local.subspace, Directions(basis))
+        if together is None:
+            origin, basis = jax.device_put((params, directions.operand), group.local_devices[0])
+        else:
+            here = together._replace(mesh=group)
+            origin, basis = here.params(params), here.basis(directions.operand)
+        own = directions.with_operand(basis, together and group)
+        with within(together and group):
+            axes = plane_axes(local.subspace, own)
 
         def visit(i: int) -> dict[str, Any]:
-            here = _displace(origin, basis, coords[i])
-            of_pilot = stoppable(local_pilot.at(here)) if local_pilot else None
-            return at_point(Point(i, stoppable(local.at(here)), of_pilot, axes, local.subspace))
+            with within(together and group):
+                point = _displace(origin, basis, coords[i], local.subspace)
+                of_pilot = stoppable(local_pilot.at(point)) if local_pilot else None
+                return at_point(Point(i, stoppable(local.at(point)), of_pilot, axes, local.subspace))
 
         def stoppable(product: Matvec) -> Matvec:
-            def matvec(vector: Array) -> Array:
+            def matvec(vector: Vector) -> Vector:
                 if stop.is_set():
                     raise StoppedError
                 return product(vector)
@@ -145,7 +153,7 @@ def map_of(
             "num_examples": product.objective.examples,
             "subset": "all" if plane.subset is None else f"{plane.subset} examples drawn with seed {plane.seed}",
             "curvature_ignore": ignore,
-            "num_devices": sum(group.size for group in groups) * jax.process_count(),
+            "num_devices": sum(group.size for group in groups) * (1 if together else jax.process_count()),
             "seconds": round(time.perf_counter() - begin, 3),
             **provenance(hashes, params),
             **(_counts(result) if "converged" in result else {}),
@@ -153,33 +161,39 @@ def map_of(
         return result
 
     if plane.store is None:
-        return result_of(in_shares(begin_group, columns, groups, None, plane.progress))
+        return result_of(in_shares(begin_group, columns, groups, None, plane.progress, together=bool(together)))
     identity = {**recipe, **hashes, "free_leaves": product.subspace.free_names}
     attrs = {**dict(directions.recipe), **provenance(hashes, params)}
     with Store(plane.store, identity, Layout.of(grid, columns, SHARE), _LONG_NAMES, attrs) as store:
-        result = result_of(in_shares(begin_group, columns, groups, store, plane.progress))
+        result = result_of(in_shares(begin_group, columns, groups, store, plane.progress, together=bool(together)))
         return result.assign_attrs(store.finish(result.attrs))
 
 
-def _groups(data: Data, mesh: Mesh | None) -> list[Mesh]:
+def _groups(params: Params, data: Data, mesh: Mesh | None) -> list[Mesh]:
     """The devices of this process, in groups that share the examples of a point.
 
-    A stream is read by one pass at a time: there all devices are one group.
+    A stream is read by one pass at a time: there all devices are one group. So are those that params are cut over, of
+    all processes; of one process those at each place along the axis ``"points"`` are a group.
 
     Returns:
-        A mesh with the axis ``"data"`` for each group.
+        A mesh for each group.
 
     Raises:
         TypeError: The data are a stream, and there are several processes.
     """
-    if not has_stream(data):
-        return device_groups(mesh)
-    if jax.process_count() > 1:
+    if has_stream(data) and jax.process_count() > 1:
         raise TypeError(
             "data is a js.Stream, but several processes would share the points of a map; expected arrays, or one "
             "process."
         )
-    return [one_mesh(mesh)]
+    if mesh_of_shards(params) is not None:
+        whole = Placement.of(params, mesh)
+        if has_stream(data) or jax.process_count() > 1 or not whole.points_axes:
+            return [whole.mesh]
+        axis = whole.mesh.axis_names.index(POINTS_AXIS)
+        names = [name for name in whole.mesh.axis_names if name != POINTS_AXIS]
+        return [Mesh(devices, names) for devices in np.moveaxis(whole.mesh.devices, axis, 0)]
+    return [one_mesh(mesh)] if has_stream(data) else device_groups(mesh)
 
 
 def _counts(result: xr.Dataset) -> dict[str, int]:
@@ -189,7 +203,10 @@ def _counts(result: xr.Dataset) -> dict[str, int]:
     return {"nonfinite_points": int((~finite).sum()), "unconverged_points": unconverged}
 
 
-_displace = jax.jit(trees.displace)
+@functools.partial(jax.jit, static_argnames="subspace")
+def _displace(origin: Params, basis: Params, coords: Any, subspace: Subspace) -> Params:
+    point = trees.displace(origin, basis, coords)
+    return point if subspace.mesh is None else Placement(subspace.mesh, subspace.specs).constrained(point)
 
 
 def _subset(data: Data, subset: int | None, seed: int | list[int], name: str, *, several: bool) -> Data:

@@ -13,6 +13,7 @@ from jaxscape.objective._cores import cores, num_lanes, start
 from jaxscape.objective._devices import DATA_AXIS, agree, default_mesh, fetch, gather, own_mesh, place, use_all_cores
 from jaxscape.objective._jaxpr import results_of_products
 from jaxscape.objective._objective import WEIGHT, Objective, Term
+from jaxscape.objective._placement import POINTS_AXIS, Placement
 from jaxscape.objective._stream import Stream, has_stream, refuse_stream
 from jaxscape.objective._terms import split_terms
 from jaxscape.objective._trace import (
@@ -28,10 +29,12 @@ from jaxscape.objective._trace import (
 
 __all__ = [
     "DATA_AXIS",
+    "POINTS_AXIS",
     "PRECISIONS",
     "WEIGHT",
     "Computation",
     "Objective",
+    "Placement",
     "Stream",
     "Term",
     "Traced",

@@ -4,6 +4,7 @@ The check is lowered, compiled and run in a thread of its own, while the caller 
 for the verdict before it gives a result.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,8 +17,10 @@ import numpy as np
 from jaxscape import trees
 from jaxscape.convolution import compiler_options
 from jaxscape.objective._batches import even_size, rows_of
+from jaxscape.objective._devices import fetch
 from jaxscape.objective._proof import is_mean
-from jaxscape.objective._trace import Computation
+from jaxscape.objective._trace import Computation, Traced
+from jaxscape.shards import on_mesh, within
 from jaxscape.types import Params
 
 if TYPE_CHECKING:
@@ -101,15 +104,20 @@ def check_is_mean(term: "Term", params: Params, batch_size: int | None) -> Check
     for size in (large, small):
         term.traced(size)  # here: within `ensure_compile_time_eval` what depends on no argument would be run at once
     batch = jax.tree.leaves((jax.tree.map(lambda _: False, params), jax.tree.map(lambda _: True, term.data)))
-    if small < large and is_mean(term.traced(large), term.traced(small), (large, small), batch):
+    if small < large and is_mean(_unconstrained(term, large), _unconstrained(term, small), (large, small), batch):
         _passed[proven] = None
         return Check()
     return Check(lambda: _begun(term, params, large, key))
 
 
+def _unconstrained(term: "Term", size: int) -> Traced:
+    traced = term.traced(size)
+    return traced._replace(computation=traced.computation.unconstrained())
+
+
 def _begun(term: "Term", params: Params, large: int, key: Any) -> Callable[[], None]:
     """Begin a check; the call that waits for the verdict."""
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval() if term.mesh is None else contextlib.nullcontext():
         attempt = _two_partitions(term, params, large)
 
     def wait() -> None:
@@ -171,7 +179,11 @@ def _two_partitions(term: "Term", params: Params, large: int) -> Future[tuple[np
             first, second = (losses() for losses in runs)
         return (first[order] if term.per_example["loss"] else first), second, small
 
-    return _THREAD.submit(run)
+    if term.mesh is None:
+        return _THREAD.submit(run)
+    done: Future[tuple[np.ndarray, np.ndarray, int]] = Future()
+    done.set_result(run())  # programs of several devices must be sent by one thread, in the same order by each process
+    return done
 
 
 def _losses(term: "Term", params: Params, rows: np.ndarray, size: int) -> Callable[[], np.ndarray]:
@@ -181,12 +193,17 @@ def _losses(term: "Term", params: Params, rows: np.ndarray, size: int) -> Callab
         The rest of the work, for the thread. It does not call the user's function, which is traced here.
     """
     computation, constants = term.traced(size)
-    program, device = _program(computation, jax.default_backend()), jax.local_devices()[0]
-    constants, leaves = jax.device_put((constants, jax.tree.leaves(params)), device)  # they may be on other devices
-    parts = [jax.device_put(jax.tree.leaves(rows_of(term.data, part)), device) for part in rows.reshape(-1, size)]
+    program, mesh = _program(computation, jax.default_backend()), term.mesh
+
+    def put(tree: Any) -> Any:  # it may be on other devices
+        return jax.device_put(tree, jax.local_devices()[0]) if mesh is None else on_mesh(tree, mesh)
+
+    constants, leaves = put((constants, jax.tree.leaves(params)))
+    parts = [put(jax.tree.leaves(rows_of(term.data, part))) for part in rows.reshape(-1, size)]
 
     def run() -> np.ndarray:
-        batches = [program(constants, leaves, part) for part in parts]
+        with within(mesh):
+            batches = fetch([program(constants, leaves, part) for part in parts])
         values = np.stack([np.asarray(losses, np.float64) for losses, _ in batches])
         if term.per_example["loss"]:
             return values.ravel()

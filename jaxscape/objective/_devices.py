@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array
 
 from jaxscape.objective._cores import cores
+from jaxscape.shards import put
 
 DATA_AXIS = "data"
 """The mesh axis along which devices share the examples."""
@@ -48,12 +48,7 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
     """Put a pytree that every process has in full onto the devices; each moves its own part only."""
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
-
-    def leaf(x: Any) -> Array:
-        local = np.asarray(x)
-        return jax.make_array_from_callback(local.shape, sharding, lambda index: local[index])
-
-    return jax.tree.map(leaf, tree)
+    return jax.tree.map(lambda x: put(x, sharding), tree)
 
 
 def fetch(tree: Any) -> Any:

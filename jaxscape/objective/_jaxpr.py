@@ -5,24 +5,24 @@ function reads from outside may have changed since) and more (a new lambda may c
 """
 
 import hashlib
+import itertools
 import math
 import re
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax import lax
 from jax.extend import core
 from jax.interpreters import partial_eval
-from jax.sharding import AbstractMesh
 
 from jaxscape.convolution import inside
+from jaxscape.objective import _constraints
+from jaxscape.objective._constraints import map_jaxprs, plain, without_mesh
 from jaxscape.trees import array_digest
 
 _CALLS = ("jit", "pjit")
-_SHARDINGS = ("sharding_constraint", "reshard")
 _JAX_FOLDER = str(Path(jax.__file__).parent)
 
 
@@ -38,17 +38,16 @@ class Hoisted(NamedTuple):
     constants: tuple[Any, ...]
 
 
-def hoist(closed: core.ClosedJaxpr) -> Hoisted:
+def hoist(closed: core.ClosedJaxpr, *, constrained: bool = False) -> Hoisted:
     """Make inputs of the constants of a jaxpr and of the `jax.jit` calls inside it, which are inlined.
 
     A constant would be compiled into the program: a large one takes long to compile and is held twice, and a changed
     one would need another program. Constants inside the bodies of loops and branches stay there, as part of the
     identity.
 
-    Sharding constraints are dropped. They change no value, and each device evaluates whole points.
-
     Args:
         closed: As `jax.make_jaxpr` gives it.
+        constrained: Whether sharding constraints are kept, for `jaxscape.objective._constraints.bound`.
 
     Returns:
         The jaxpr and its constants.
@@ -56,32 +55,35 @@ def hoist(closed: core.ClosedJaxpr) -> Hoisted:
     constants: dict[int, tuple[core.Var, Any]] = {}
     equations: list[core.JaxprEqn] = []
 
+    def inner_jaxpr(jaxpr: core.Jaxpr) -> core.Jaxpr:
+        jaxpr = _constraints.outside_mesh(jaxpr)
+        return jaxpr if constrained else _constraints.bound(jaxpr, _constraints.NO_MESH)
+
     def variable(constant: Any) -> core.Var:
-        return constants.setdefault(id(constant), (core.Var(_plain(jax.typeof(constant))), constant))[0]
+        return constants.setdefault(id(constant), (core.Var(plain(jax.typeof(constant))), constant))[0]
 
     def inline(jaxpr: core.Jaxpr, values: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         """Append the equations of a jaxpr; the atoms of its results."""
         names = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*map(variable, values), *inputs], strict=True))
 
         def atom(a: Any) -> Any:
-            return core.Literal(a.val, _plain(a.aval)) if isinstance(a, core.Literal) else names[a]
+            return core.Literal(a.val, plain(a.aval)) if isinstance(a, core.Literal) else names[a]
 
         for eqn in jaxpr.eqns:
             operands = [atom(a) for a in eqn.invars]
             if eqn.primitive.name in _CALLS:
                 inner = eqn.params["jaxpr"]
                 results = inline(inner.jaxpr, inner.consts, operands)
-            elif eqn.primitive.name in _SHARDINGS:
+            elif eqn.primitive.name in _constraints.NAMES and not constrained:
                 results = operands
             else:
-                results = [v if isinstance(v, core.DropVar) else core.Var(_plain(v.aval)) for v in eqn.outvars]
-                meshed = _has_shardings(eqn) or not eqn.ctx.cur_abstract_mesh.empty or any(map(_on_mesh, eqn.outvars))
-                params = _map_jaxprs(eqn.params, _unsharded) if meshed else eqn.params
-                equations.append(_without_mesh(eqn).replace(invars=operands, outvars=results, params=params))
+                results = [v if isinstance(v, core.DropVar) else core.Var(plain(v.aval)) for v in eqn.outvars]
+                params = map_jaxprs(eqn.params, inner_jaxpr) if _constraints.on_a_mesh(eqn) else eqn.params
+                equations.append(without_mesh(eqn).replace(invars=operands, outvars=results, params=params))
             names.update(zip(eqn.outvars, results, strict=True))
         return [atom(a) for a in jaxpr.outvars]
 
-    inputs = [core.Var(_plain(v.aval)) for v in closed.jaxpr.invars]
+    inputs = [core.Var(plain(v.aval)) for v in closed.jaxpr.invars]
     outputs = inline(closed.jaxpr, closed.consts, inputs)
     variables = [v for v, _ in constants.values()]
     info = closed.jaxpr.debug_info.with_unknown_names()
@@ -96,6 +98,7 @@ class Identity(NamedTuple):
         digest: A hash of the operations, their parameters and the shapes and types of all values.
         opaque: Objects that have no contents to compare, such as the Python function of a callback: compared as
             objects.
+        constraints: How arrays inside are to be cut over devices: it changes the program, not what it computes.
         has_rules: Whether a user's own derivative rule (`jax.custom_jvp`, `jax.custom_vjp`) is inside: the digest of
             the value does not see it, that of the derivative does.
     """
@@ -103,6 +106,7 @@ class Identity(NamedTuple):
     digest: str
     opaque: tuple[Hashable, ...]
     has_rules: bool
+    constraints: tuple[str, ...] = ()
 
 
 def identify(jaxpr: core.Jaxpr) -> Identity:
@@ -145,18 +149,24 @@ def identify(jaxpr: core.Jaxpr) -> Identity:
 
     def walk(jaxpr: core.Jaxpr) -> None:
         nonlocal has_rules
-        numbers: dict[Any, int] = {}
+        numbers: dict[Any, int] = {}  # a value and what a constraint makes of it have one number
+        new = itertools.count()
 
         def name(atoms: Sequence[Any]) -> None:
             for a in atoms:
                 if isinstance(a, core.Literal):
                     write(f"({a.aval!s} {np.asarray(a.val).tobytes().hex()})")
                 else:
-                    write(f"{numbers.setdefault(a, len(numbers))}:{a.aval!s} ")
+                    if a not in numbers:
+                        numbers[a] = next(new)
+                    write(f"{numbers[a]}:{a.aval!s} ")
 
         name([*jaxpr.constvars, *jaxpr.invars])
         for eqn in jaxpr.eqns:
             params = eqn.params
+            if eqn.primitive.name in _constraints.NAMES and isinstance(eqn.invars[0], core.Var):
+                numbers[eqn.outvars[0]] = numbers[eqn.invars[0]]
+                continue
             if eqn.primitive.name.startswith("custom_") and "call_jaxpr" in params:
                 params = {"call_jaxpr": params["call_jaxpr"], "num_consts": params.get("num_consts")}
                 has_rules |= _JAX_FOLDER not in str(_inner(params["call_jaxpr"]).debug_info.func_src_info)
@@ -168,7 +178,7 @@ def identify(jaxpr: core.Jaxpr) -> Identity:
         name(jaxpr.outvars)
 
     walk(jaxpr)
-    return Identity(digest.hexdigest(), tuple(opaque), has_rules)
+    return Identity(digest.hexdigest(), tuple(opaque), has_rules, _constraints.specs_in(jaxpr))
 
 
 def depends_on(jaxpr: core.Jaxpr, outputs: Collection[int]) -> tuple[core.Jaxpr, list[bool]]:
@@ -210,21 +220,6 @@ def _inner(jaxpr: Any) -> core.Jaxpr:
     return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
 
 
-def _has_shardings(eqn: core.JaxprEqn) -> bool:
-    return any(e.primitive.name in _SHARDINGS or _has_shardings(e) for j in inside(eqn) for e in j.eqns)
-
-
-def _map_jaxprs(value: Any, function: Callable[[core.Jaxpr], core.Jaxpr]) -> Any:
-    """The parameters of an equation with the jaxprs among them changed."""
-    if isinstance(value, dict):
-        return {name: _map_jaxprs(item, function) for name, item in value.items()}
-    if type(value) is tuple:
-        return tuple(_map_jaxprs(item, function) for item in value)
-    if isinstance(value, core.ClosedJaxpr):
-        return core.ClosedJaxpr(function(value.jaxpr), value.consts)
-    return function(value) if isinstance(value, core.Jaxpr) else value
-
-
 def without_stops(jaxpr: core.Jaxpr) -> core.Jaxpr:
     """The jaxpr without `jax.lax.stop_gradient`, in the bodies of loops and branches too."""
     sources: dict[Any, Any] = {}  # what stands for the result of a stop
@@ -238,50 +233,5 @@ def without_stops(jaxpr: core.Jaxpr) -> core.Jaxpr:
         if eqn.primitive.name == "stop_gradient":
             sources[eqn.outvars[0]] = operands[0]
         else:
-            equations.append(eqn.replace(invars=operands, params=_map_jaxprs(eqn.params, without_stops)))
+            equations.append(eqn.replace(invars=operands, params=map_jaxprs(eqn.params, without_stops)))
     return jaxpr.replace(eqns=equations, outvars=[atom(a) for a in jaxpr.outvars])
-
-
-def _without_mesh(eqn: core.JaxprEqn) -> core.JaxprEqn:
-    """The equation outside of the mesh that it was traced in."""
-    if eqn.ctx.cur_abstract_mesh.empty:
-        return eqn
-    with eqn.ctx.manager, jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
-        return eqn.replace(ctx=type(eqn.ctx)())
-
-
-def _unsharded(jaxpr: core.Jaxpr) -> core.Jaxpr:
-    """The jaxpr outside of any mesh; a sharding constraint becomes a conversion to the type that there is already."""
-    variables: dict[Any, Any] = {}
-
-    def atom(a: Any) -> Any:
-        if isinstance(a, core.Literal):
-            return core.Literal(a.val, _plain(a.aval))
-        return a if isinstance(a, core.DropVar) else variables.setdefault(a, core.Var(_plain(a.aval)))
-
-    def atoms(old: Sequence[Any]) -> list[Any]:
-        return [atom(a) for a in old]
-
-    equations = []
-    for eqn in jaxpr.eqns:
-        eqn = _without_mesh(eqn).replace(invars=atoms(eqn.invars), outvars=atoms(eqn.outvars))
-        if eqn.primitive.name in _SHARDINGS:
-            params = {"new_dtype": eqn.outvars[0].aval.dtype, "weak_type": False, "sharding": None}
-            equations.append(eqn.replace(primitive=lax.convert_element_type_p, params=params))
-        else:
-            equations.append(eqn.replace(params=_map_jaxprs(eqn.params, _unsharded)))
-    ends = (atoms(jaxpr.constvars), atoms(jaxpr.invars), atoms(jaxpr.outvars))
-    return core.Jaxpr(*ends, equations, jaxpr.effects, jaxpr.debug_info)
-
-
-def _on_mesh(variable: Any) -> bool:
-    """Whether the value is on a mesh: it depends on an array that was there when the function closed over it."""
-    sharding = getattr(variable.aval, "sharding", None)
-    return sharding is not None and not sharding.mesh.empty
-
-
-def _plain(aval: Any) -> Any:
-    """The abstract value without a sharding."""
-    if not isinstance(aval, jax.core.ShapedArray):
-        return aval
-    return jax.core.ShapedArray(aval.shape, aval.dtype, weak_type=aval.weak_type)

@@ -9,18 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from jaxscape import trees
 from jaxscape.convolution import compiler_options
+from jaxscape.meshes import without_mesh
 from jaxscape.objective._batches import cached_examples, even_size, num_examples, rows_of
 from jaxscape.objective._check import Check, check_is_mean
 from jaxscape.objective._devices import gather
 from jaxscape.objective._jaxpr import Identity, depends_on
 from jaxscape.objective._passes import Passes, recut
+from jaxscape.objective._placement import example_axes
 from jaxscape.objective._stream import Stream
 from jaxscape.objective._terms import metrics_of, split_terms
 from jaxscape.objective._trace import PRECISIONS, Computation, Traced, abstract, is_traced, trace
+from jaxscape.shards import mesh_of_shards, specs_of
 from jaxscape.types import Data, LossFn, Params
 
 WEIGHT = "weight"
@@ -37,6 +41,7 @@ class Term:
         per_example: For each metric whether the loss gives it per example (True) or as the mean of a batch (False).
         weighted: Whether the loss gives weights.
         canonical: Examples in the batch whose trace identifies the loss.
+        mesh: The one that params are cut over; None: they are whole.
         check: Whether the loss is a mean over its examples, see `check_is_mean`. What computes with the term asks for
             the verdict before it gives a result.
     """
@@ -53,7 +58,7 @@ class Term:
 
         Raises:
             ValueError: A metric has a wrong shape, ``"loss"`` is missing, or the data have no common example axis.
-            TypeError: A metric is no real number.
+            TypeError: A metric is no real number; or the data are a stream and params are cut over several processes.
         """
         self.name, argument = name, f"data[{name!r}]" if name else "data"
         self.check = Check()
@@ -66,6 +71,13 @@ class Term:
             metrics_of, loss_fn, self._argument, data is None
         )
         self._params, self._compute_dtype = abstract(params), compute_dtype
+        self.mesh = mesh_of_shards(params)
+        if self.mesh is not None and self.passes and jax.process_count() > 1:
+            raise TypeError(
+                f"{argument} is a js.Stream, but params are cut over devices of several processes, which evaluate each "
+                "batch together; expected arrays, or one process."
+            )
+        self._specs = specs_of(params), PartitionSpec(example_axes(self.mesh))
         self._traced: dict[int, Traced] = {}
         # The first trials on a CPU begin with as many, so that one trace serves; fewer than 8 would check little.
         size = int(np.clip(cached_examples(self.data), 8, 128))
@@ -101,7 +113,9 @@ class Term:
     def traced(self, batch_size: int) -> Traced:
         """The loss of a batch of this size: ``computation(constants, params, batch)`` -> a dict of metrics."""
         if batch_size not in self._traced:
-            traced = trace(self._function, self._params, self.batch_like(batch_size), compute_dtype=self._compute_dtype)
+            operands = self._params, self.batch_like(batch_size)
+            options: dict[str, Any] = {"compute_dtype": self._compute_dtype, "mesh": self.mesh}
+            traced = trace(self._function, *operands, specs=self._specs, **options)
             self._check_shapes(traced.computation.shapes, batch_size)
             self._traced[batch_size] = traced
         return self._traced[batch_size]
@@ -170,7 +184,8 @@ class Term:
             batch = rows_of(self.data, np.minimum(rows, self.examples - 1))
             operands = [*constants, *jax.tree.leaves((self._params, batch))]
             needed = [x for x, use in zip(operands, used, strict=True) if use]
-            weights = program(jax.device_put(needed, jax.local_devices()[0]))  # they may be tied to other devices
+            with without_mesh():
+                weights = program(jax.device_put(needed, jax.local_devices()[0]))  # they may be tied to other devices
             total += float(np.sum(np.asarray(weights, np.float64)[rows < self.examples]))
         return total
 
@@ -189,7 +204,8 @@ class Term:
             return jax.jvp(gradient, (params,), (params,))[1]
 
         try:
-            traced = trace(product, abstract(constants), self._params, self.batch_like(self.canonical))
+            operands = abstract(constants), self._params, self.batch_like(self.canonical)
+            traced = trace(product, *operands, mesh=self.mesh)
         except Exception:  # noqa: BLE001  # no derivative: then no curvature is taken, and no rule takes part
             return None
         identity = traced.computation.identity

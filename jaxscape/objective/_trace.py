@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
-from jax.sharding import AxisType
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from jaxscape.convolution import rewrite
 from jaxscape.meshes import users_mesh
+from jaxscape.objective._constraints import NO_MESH, bound
 from jaxscape.objective._jaxpr import Identity, array_digest, depends_on, hoist, identify, without_stops
 
 PRECISIONS = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": None}
@@ -37,14 +38,16 @@ class Computation:
     jaxpr: core.Jaxpr = field(repr=False)
     out_tree: Any
     identity: Identity
-    _rewritten: dict[str, core.ClosedJaxpr] = field(default_factory=dict, init=False, repr=False)
+    _rewritten: dict[Any, core.ClosedJaxpr] = field(default_factory=dict, init=False, repr=False)
 
     def rewritten(self) -> core.ClosedJaxpr:
-        """The jaxpr with convolutions in their fastest form on the default backend."""
+        """The jaxpr with convolutions in their fastest form on the default backend, constrained to the ambient mesh."""
         backend = jax.default_backend()
-        if backend not in self._rewritten:  # it takes as long as tracing: 1.2 s for a ResNet-110
-            self._rewritten[backend] = rewrite(self.jaxpr, backend=backend)
-        return self._rewritten[backend]
+        mesh = jax.sharding.get_abstract_mesh() if self.identity.constraints else NO_MESH
+        if (backend, mesh) not in self._rewritten:  # it takes as long as tracing: 1.2 s for a ResNet-110
+            jaxpr = bound(self.jaxpr, mesh) if self.identity.constraints else self.jaxpr
+            self._rewritten[backend, mesh] = rewrite(jaxpr, backend=backend, mesh=mesh)
+        return self._rewritten[backend, mesh]
 
     def __call__(self, constants: tuple[Any, ...], *args: Any) -> Any:
         """Evaluate it, convolutions in their fastest form."""
@@ -52,6 +55,12 @@ class Computation:
         dtypes = [aval.dtype for aval in self._results]
         # asarray: a result that does not depend on the arguments is a Python number in the jaxpr
         return jax.tree.unflatten(self.out_tree, map(jnp.asarray, values, dtypes))
+
+    def unconstrained(self) -> "Computation":
+        """The same without sharding constraints."""
+        if not self.identity.constraints:
+            return self
+        return Computation(bound(self.jaxpr, NO_MESH), self.out_tree, self.identity._replace(constraints=()))
 
     def without_stops(self) -> "Computation":
         """The same values; derivatives go through what `jax.lax.stop_gradient` stops."""
@@ -103,30 +112,80 @@ class Traced(NamedTuple):
         return " ".join([identify(jaxpr).digest, str(arguments), *map(array_digest, constants)])
 
 
-def trace(function: Callable[..., Any], *args: Any, compute_dtype: str | None = None) -> Traced:
+def trace(
+    function: Callable[..., Any],
+    *args: Any,
+    compute_dtype: str | None = None,
+    mesh: Mesh | None = None,
+    specs: Sequence[PartitionSpec | Sequence[PartitionSpec]] = (),
+) -> Traced:
     """Trace a function, abstractly: nothing is computed.
 
     Args:
         function: Of pytrees of arrays.
         *args: Arrays, or their shapes and dtypes.
         compute_dtype: What it computes in, one of `PRECISIONS`; None: as JAX is configured.
+        mesh: The one that params are cut over: sharding constraints are kept; None: they are dropped.
+        specs: How each argument is cut, or each of its leaves, for a function that asks for their shardings.
 
     Returns:
         The computation and the arrays that the function closes over.
     """
     in_precision, shapes = with_precision(function, compute_dtype), [abstract(arg) for arg in args]
-    mesh = users_mesh()
-    try:
-        closed, out = _make_jaxpr(in_precision, shapes)
-    except Exception:  # noqa: BLE001  # of whatever kind: the function may need the mesh
-        if mesh.empty:
-            raise
-        # A sharding constraint by axis names needs the mesh; Explicit axes would ask for a sharding of every array.
-        auto = mesh.update_axis_types(dict.fromkeys(mesh.axis_names, AxisType.Auto))
-        with jax.sharding.use_abstract_mesh(auto):
-            closed, out = _make_jaxpr(in_precision, shapes)
-    jaxpr, constants = hoist(closed)
+    closed, out = _first_that_works(in_precision, _ways(shapes, mesh, specs))
+    jaxpr, constants = hoist(closed, constrained=mesh is not None)
     return Traced(Computation(jaxpr, jax.tree.structure(out), identify(jaxpr)), constants)
+
+
+def _ways(
+    shapes: Sequence[Any], mesh: Mesh | None, specs: Sequence[PartitionSpec | Sequence[PartitionSpec]]
+) -> list[tuple[AbstractMesh, Sequence[Any]]]:
+    """Meshes to trace in, the likeliest first, and the arguments there.
+
+    A constraint by axis names needs a mesh. Explicit axes come last: there every array must have a sharding.
+
+    Returns:
+        Pairs of a mesh and arguments.
+    """
+    ambient = users_mesh()
+    ways = [(NO_MESH, shapes)] if mesh is None else [(mesh.abstract_mesh, shapes), (NO_MESH, shapes)]
+    if ambient.empty:
+        return ways
+    auto = ambient.update_axis_types(dict.fromkeys(ambient.axis_names, AxisType.Auto))
+    if auto != ambient:
+        arguments = zip(shapes, specs or [PartitionSpec()] * len(shapes), strict=True)
+        ways.append((ambient, [_on_explicit_axes(arg, own, ambient) for arg, own in arguments]))
+    return [*ways[:-1], (auto, shapes), ways[-1]] if auto != ambient else [*ways, (auto, shapes)]
+
+
+def _on_explicit_axes(shapes: Any, specs: PartitionSpec | Sequence[PartitionSpec], mesh: AbstractMesh) -> Any:
+    """Shapes and dtypes with shardings on a mesh; of leaves that cannot be cut so, with whole ones."""
+    leaves, treedef = jax.tree.flatten(shapes)
+    own = [specs] * len(leaves) if isinstance(specs, PartitionSpec) else specs
+
+    def leaf(x: jax.ShapeDtypeStruct, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        try:
+            sharding = NamedSharding(mesh, spec)
+            sharding.shard_shape(x.shape)
+        except ValueError:
+            sharding = NamedSharding(mesh, PartitionSpec())
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.unflatten(treedef, map(leaf, leaves, own))
+
+
+def _first_that_works(
+    function: Callable[..., Any], ways: Sequence[tuple[AbstractMesh, Sequence[Any]]]
+) -> tuple[core.ClosedJaxpr, Any]:
+    """The jaxpr from the first way to trace that raises no error; else the first error."""
+    errors: list[Exception] = []
+    for mesh, shapes in ways:
+        try:
+            with jax.sharding.use_abstract_mesh(mesh):
+                return _make_jaxpr(function, shapes)
+        except Exception as error:  # noqa: BLE001  # of whatever kind: the function may need another mesh
+            errors.append(error)
+    raise errors[0]
 
 
 def _make_jaxpr(function: Callable[..., Any], shapes: Sequence[Any]) -> tuple[core.ClosedJaxpr, Any]:

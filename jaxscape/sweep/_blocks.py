@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from jaxscape.engine import Estimate, Evaluation, Evaluator, Load, Loads, load_of, progress_bar
-from jaxscape.objective import Objective, agree
+from jaxscape.objective import Objective, Placement, agree
 from jaxscape.sweep._store import Store
 from jaxscape.types import Params
 
@@ -70,8 +70,7 @@ def in_blocks(
             every = tuple(objective.metrics)
             noted = noted_loads(store, objective, load)
             loads = evaluators(every).choose(int((~store.done).sum()), noted)
-            devices = mesh.size if mesh else jax.device_count()
-            size = devices * max(each.points_per_step for each in loads.values())
+            size = Placement.of(params, mesh).groups * max(each.points_per_step for each in loads.values())
             block, before = size, 0.0
             while not store.done.all():
                 rows = _next_rows(store, block)

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import xarray as xr
 from jax.sharding import Mesh
@@ -15,7 +14,7 @@ from jax.sharding import Mesh
 from jaxscape import checks, engine, trees
 from jaxscape.engine import Evaluation
 from jaxscape.grid import Grid
-from jaxscape.objective import Objective, as_batch_size
+from jaxscape.objective import Objective, Placement, as_batch_size
 from jaxscape.sweep._adaptive import Goal
 from jaxscape.sweep._blocks import columns_of, evaluation_of, in_blocks
 from jaxscape.sweep._grid import check_names, to_dataset
@@ -163,7 +162,7 @@ def losses_on_grid(
             **({} if rtol is None else {**_tolerance_attrs("rtol", rtol), **_tolerance_attrs("atol", options.atol)}),
             **_load_attrs(evaluation),
             "compute_dtype": str(options.compute_dtype),
-            "num_devices": options.mesh.size if options.mesh else jax.device_count(),
+            "num_devices": Placement.of(chart.origin, options.mesh).mesh.size,
         }
         return result
 

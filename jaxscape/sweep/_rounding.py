@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxscape.grid import Grid
+from jaxscape.objective import fetch
+from jaxscape.shards import Drawn, is_drawn, mesh_of_shards, within
 from jaxscape.types import Params
 
 MOST = 0.5  # of the weights that may stay where they are from one point to the next, without a warning
@@ -22,7 +24,7 @@ def unresolved_share(params: Params, basis: Params, grid: Grid, compute_dtype: s
 
     Args:
         params: The origin.
-        basis: The directions, stacked.
+        basis: The directions, stacked or drawn.
         grid: The neighbours are those at the least distance along each axis.
         compute_dtype: ``"bfloat16"`` rounds all leaves.
 
@@ -36,14 +38,18 @@ def unresolved_share(params: Params, basis: Params, grid: Grid, compute_dtype: s
     dtypes = [jnp.bfloat16 if compute_dtype == "bfloat16" else leaf.dtype for leaf in jax.tree.leaves(params)]
     leaves = [
         (leaf, d, dtype)
-        for leaf, d, dtype in zip(jax.tree.leaves(params), jax.tree.leaves(basis), dtypes, strict=True)
+        for leaf, d, dtype in zip(
+            jax.tree.leaves(params), jax.tree.leaves(basis, is_leaf=is_drawn), dtypes, strict=True
+        )
         if jnp.finfo(dtype).bits <= 16
     ]
     if not leaves or not any(spacings):
         return None
-    shares = []
+    shares, mesh = [], mesh_of_shards(params)
     for k, spacing in enumerate(spacings):
-        still, moved = np.sum([np.asarray(_counts(leaf, d[k], spacing, dtype)) for leaf, d, dtype in leaves], axis=0)
+        with within(mesh):
+            counts = [fetch(_counts(leaf, d, k, spacing, dtype)) for leaf, d, dtype in leaves]
+        still, moved = np.sum(counts, axis=0)
         shares.append(still / moved if spacing and moved else 0.0)
     share, worst = max(shares), int(np.argmax(shares))
     if share > MOST:
@@ -57,8 +63,9 @@ def unresolved_share(params: Params, basis: Params, grid: Grid, compute_dtype: s
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
-def _counts(leaf: Array, direction: Array, spacing: Array, dtype: jnp.dtype) -> Array:
-    """How many weights stay as they are, and how many the direction moves."""
+def _counts(leaf: Array, basis: Array | Drawn, k: int, spacing: Array, dtype: jnp.dtype) -> Array:
+    """How many weights stay as they are, and how many direction k moves."""
+    direction = basis.entries(k) if isinstance(basis, Drawn) else basis[k]
     point = leaf.astype(jnp.float32) + spacing * direction
     moves = direction != 0
     return jnp.stack([jnp.sum(moves & (point.astype(dtype) == leaf.astype(dtype))), jnp.sum(moves)])

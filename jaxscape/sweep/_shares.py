@@ -33,6 +33,8 @@ def in_shares(
     groups: list[Mesh],
     store: Store | None,
     progress: bool | None,
+    *,
+    together: bool = False,
 ) -> dict[str, np.ndarray]:
     """Visit every row, in shares of SHARE; each group of devices takes the next share when it is free.
 
@@ -43,6 +45,7 @@ def in_shares(
         groups: The devices of this process, as `device_groups` gives them.
         store: Rows that are done; None: nothing is kept on disk.
         progress: True or False for a progress bar; None for one on terminals and in notebooks.
+        together: Whether all processes visit each row together, since each has a part of params.
 
     Returns:
         The columns with the rows of all processes.
@@ -51,7 +54,8 @@ def in_shares(
     shares = store.layout.shares if store else [slice(i, min(i + SHARE, num)) for i in range(0, num, SHARE)]
     done = store.done.copy() if store else np.zeros(num, bool)
     waiting = [share for share in shares if not done[share].all()]
-    own = waiting[jax.process_index() :: jax.process_count()]
+    own = waiting if together else waiting[jax.process_index() :: jax.process_count()]
+    keeps = store is not None and not (together and jax.process_index())
     left = iter(own)
     lock, stop = threading.Lock(), threading.Event()
 
@@ -62,8 +66,10 @@ def in_shares(
                 for i in np.flatnonzero(~done[share]) + share.start:
                     for name, value in visit(int(i)).items():
                         columns[name][i] = value
-                    if store is not None:
+                    if store is not None and keeps:
                         store.write(slice(i, i + 1), {name: column[i : i + 1] for name, column in columns.items()})
+                    elif store is not None:
+                        store.mark(slice(i, i + 1))
                     bar.update()
 
     groups = groups[: len(own)]  # more than that would begin, and find nothing to do

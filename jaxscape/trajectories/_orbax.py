@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxscape.arguments import check_path
+from jaxscape.shards import is_cut
 from jaxscape.trajectories._sequences import Lazy
 from jaxscape.types import Params
 
@@ -60,10 +61,12 @@ def checkpoints(folder: str | os.PathLike[str], *, like: Params | None = None) -
             ``ckpt_100``). Of several items the first of ``params``, ``state``, ``default`` and ``pytree`` is read; of a
             train state the entry ``params``.
         like: Params with the same leaves, for the structure, since orbax keeps names and arrays alone: without it an
-            NNX state comes back as nested dicts.
+            NNX state comes back as nested dicts. Where its leaves are cut over devices, those of the checkpoints are
+            read in the same parts.
 
     Returns:
-        A sequence of params, NumPy arrays, in the order of the steps; ``.steps`` has their numbers.
+        A sequence of params, NumPy arrays or leaves cut as in ``like``, in the order of the steps; ``.steps`` has
+        their numbers.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -188,8 +191,16 @@ def _read(item: Any, like: Params | None, name: str) -> Params:
 
     chosen, inside = _chosen(item, like, name)
     item_tree = {"params": chosen} if inside else chosen
-    to_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item_tree)
-    args = ocp.args.PyTreeRestore(item=item_tree, restore_args=to_host, partial_restore=True)
+    cut = {} if like is None else dict(zip(_simple(like), jax.tree.leaves(like), strict=True))
+
+    def how(path: Any, _: Any) -> Any:
+        name = jax.tree_util.keystr(path[1:] if inside else path, simple=True, separator="/")
+        if is_cut(cut.get(name)):  # each process reads its own parts
+            return ocp.ArrayRestoreArgs(sharding=cut[name].sharding)
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+
+    where = jax.tree_util.tree_map_with_path(how, item_tree)
+    args = ocp.args.PyTreeRestore(item=item_tree, restore_args=where, partial_restore=True)
     restored = ocp.PyTreeCheckpointHandler().restore(item, args=args)
     params = restored["params"] if inside else restored
     if like is None or _names(params) != _names(like):

@@ -16,6 +16,7 @@ from jaxscape.normalize import described
 from jaxscape.objective import refuse_inside_transform
 from jaxscape.subspace import Subspace
 from jaxscape.trajectories._checkpoints import as_checkpoints
+from jaxscape.trajectories._columns import Columns
 from jaxscape.trajectories._rows import Rows
 from jaxscape.types import Ignore, Params
 
@@ -38,7 +39,7 @@ def pca_directions(
     checkpoints are read once, one at a time. Their weights are written to a temporary file, as large as all
     checkpoints together, in the folder that TMPDIR names. The file is then read in blocks of columns, each smaller than
     a checkpoint. Differences and sums are computed in float64 on the host: near convergence the weights move by little
-    more than the rounding of float32.
+    more than the rounding of float32. Of leaves that are cut over devices each process writes and sums its own parts.
 
     >>> path = [{"w": jnp.array([3.0, 4.0, 1.0])}, {"w": jnp.array([3.0, 4.0, 0.0])}, {"w": jnp.zeros(3)}]
     >>> directions, ratio = pca_directions(path, num=1)
@@ -87,21 +88,22 @@ def pca_directions(
         raise ValueError(f"center is {center!r}, expected 'last' or 'mean'.")
     centered = _from_last if center == "last" else _from_mean
     with tempfile.TemporaryFile() as file:
-        subspace, rows = _collect(as_checkpoints(checkpoints), ignore, file, progress)
-        squares, vectors = np.linalg.eigh(_gram(rows, centered))
+        columns, rows = _collect(as_checkpoints(checkpoints), ignore, file, progress)
+        subspace = columns.subspace
+        squares, vectors = np.linalg.eigh(_gram(columns, rows, centered))
         squares, vectors = np.maximum(squares[::-1], 0), vectors[:, ::-1]
         _check_rank(squares, num, len(rows), subspace.dtype)
         coordinates = vectors[:, :num] * np.sqrt(squares[:num])
-        flat = _directions(rows, centered, coordinates)
+        flat = _directions(columns, rows, centered, coordinates)
     ratio = squares[: subspace.size] / squares.sum()
-    basis = jax.vmap(subspace.embed)(jnp.asarray(flat))
+    basis = columns.basis(flat)
     recipe = {"directions": "PCA", "center": center, "pca_ignore": described(ignore), "num_checkpoints": len(rows)}
     return Directions(basis, recipe=tuple((name, str(value)) for name, value in recipe.items())), ratio
 
 
 def _collect(
     checkpoints: Iterable[Params], ignore: Ignore, file: IO[bytes], progress: bool | None
-) -> tuple[Subspace, Rows]:
+) -> tuple[Columns, Rows]:
     """Read the checkpoints once; check each of them and write it to the file as one row."""
     like, rows = None, None
     for i, checkpoint in enumerate(checkpoint_bar(checkpoints, progress)):
@@ -109,21 +111,16 @@ def _collect(
         if like is None or rows is None:
             subspace = Subspace.of(params, ignore)
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-            rows = Rows(file, subspace.size, subspace.dtype)
-        params = checks.like(like, params, f"checkpoints[{i}]")
-        row = _row(subspace, params)
-        if not np.isfinite(row).all():
+            columns = Columns(subspace, subspace.place(params))
+            rows = Rows(file, columns.count, subspace.dtype)
+        params = subspace.place(checks.like(like, params, f"checkpoints[{i}]"))
+        row = columns.row(params)
+        if columns.summed(np.array(~np.isfinite(row).all(), int)):
             raise ValueError(_not_finite(i, params, subspace))
         rows.append(row)
     if rows is None or len(rows) < 2:
         raise ValueError(f"checkpoints has {0 if rows is None else 1} of them, expected at least 2 for a path.")
-    return subspace, rows
-
-
-def _row(subspace: Subspace, params: Params) -> np.ndarray:
-    """Concatenate the free leaves to a vector on the host: on a device this needs one call for each leaf."""
-    leaves, dtype = zip(jax.tree.leaves(params), subspace.free, strict=True), subspace.dtype
-    return np.concatenate([np.asarray(x).reshape(-1).astype(dtype, copy=False) for x, free in leaves if free])
+    return columns, rows
 
 
 def checkpoint_bar(checkpoints: Iterable[Params], progress: bool | None) -> Any:
@@ -146,13 +143,13 @@ def _from_mean(block: np.ndarray) -> np.ndarray:
     return block - block.mean(0)
 
 
-def _gram(rows: Rows, centered: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _gram(columns: Columns, rows: Rows, centered: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Inner products of all rows, in float64."""
-    total = np.zeros(())
+    total, left = np.zeros((1, 1)), columns.counted
     for block in rows.blocks():
-        part = centered(block.astype(np.float64))
-        total = total + part @ part.T
-    return total
+        part = centered(block[:, :left].astype(np.float64))
+        total, left = total + part @ part.T, max(left - block.shape[1], 0)
+    return columns.summed(total)
 
 
 def _check_rank(squares: np.ndarray, num: int, rows: int, dtype: Any) -> None:
@@ -169,7 +166,9 @@ def _check_rank(squares: np.ndarray, num: int, rows: int, dtype: Any) -> None:
         )
 
 
-def _directions(rows: Rows, centered: Callable[[np.ndarray], np.ndarray], weights: np.ndarray) -> np.ndarray:
+def _directions(
+    columns: Columns, rows: Rows, centered: Callable[[np.ndarray], np.ndarray], weights: np.ndarray
+) -> np.ndarray:
     """Compute ``X^T weights`` and orthonormalize its columns; the largest entry of each column of weights is positive.
 
     Returns:
@@ -178,9 +177,13 @@ def _directions(rows: Rows, centered: Callable[[np.ndarray], np.ndarray], weight
     largest = weights[np.abs(weights).argmax(0), np.arange(weights.shape[1])]
     weights = (weights / largest).T  # of any scale
     flat = np.concatenate([weights @ centered(block.astype(np.float64)) for block in rows.blocks()], axis=1)
+
+    def inner(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return columns.summed(np.array(a[: columns.counted] @ b[: columns.counted]))
+
     for k, direction in enumerate(flat):
-        direction /= np.linalg.norm(direction)
+        direction /= np.sqrt(inner(direction, direction))
         for other in flat[:k]:  # the rounding of the Gram matrix leaves a small component along the others
-            direction -= (other @ direction) * other
-        direction /= np.linalg.norm(direction)
+            direction -= inner(other, direction) * other
+        direction /= np.sqrt(inner(direction, direction))
     return flat.astype(rows.dtype)

@@ -1,5 +1,6 @@
 """The coordinates of a path in a plane, and its distance from the plane."""
 
+import functools
 from typing import Any
 
 import jax
@@ -11,7 +12,9 @@ from jaxtyping import Array
 from jaxscape import checks, trees
 from jaxscape.arguments import checked
 from jaxscape.directions import Directions, as_directions
-from jaxscape.objective import refuse_inside_transform
+from jaxscape.objective import fetch, refuse_inside_transform
+from jaxscape.shards import Drawn, is_drawn, within
+from jaxscape.subspace import Subspace
 from jaxscape.trajectories._checkpoints import as_checkpoints
 from jaxscape.trajectories._pca import checkpoint_bar
 from jaxscape.types import Params
@@ -79,18 +82,22 @@ def project(
     origin = checks.as_params(origin, "origin")
     path = as_checkpoints(checkpoints, origin)
     directions = as_directions(directions, origin)
-    metric = np.asarray(_metric(directions.basis))
+    subspace = Subspace.of(origin, None)  # it says how leaves are cut
+    origin, basis = subspace.place(origin), directions.operand
+    with within(subspace.mesh):
+        metric = fetch(_metric(basis))
     _check_independent(metric, directions)
     rows: list[tuple[np.ndarray, ...]] = []
     previous: Params | None = None
     for i, checkpoint in enumerate(checkpoint_bar(path, progress)):
         name = f"checkpoints[{i}]"
-        point = checks.like(origin, checks.as_params(checkpoint, name), name)
-        inner = np.asarray(_inner(point, origin, directions.basis))
-        coords = np.linalg.solve(metric, inner)
-        step = np.nan if previous is None else _distance(point, previous)
-        lengths = (_distance(point, origin), _rest_length(point, origin, directions.basis, coords), step)
-        rows.append((coords, inner, *map(np.asarray, lengths)))
+        point = subspace.place(checks.like(origin, checks.as_params(checkpoint, name), name))
+        with within(subspace.mesh):
+            inner = fetch(_inner(point, origin, basis))
+            coords = np.linalg.solve(metric, inner)
+            step = np.nan if previous is None else fetch(_distance(point, previous))
+            lengths = fetch((_distance(point, origin), _rest_length(point, origin, basis, coords)))
+        rows.append((coords, inner, *lengths, np.asarray(step)))
         previous = point
     if not rows:
         raise ValueError("checkpoints is empty; expected at least one.")
@@ -163,7 +170,11 @@ def _difference(a: Params, b: Params) -> Params:
 def _each(basis: Params) -> list[Params]:
     """The directions one by one."""
     num = len(jax.tree.leaves(basis)[0])
-    return [jax.tree.map(lambda x, k=k: x[k].astype(jnp.float64), basis) for k in range(num)]
+
+    def one(x: Array | Drawn, k: int) -> Array:
+        return (x.entries(k) if isinstance(x, Drawn) else x[k]).astype(jnp.float64)
+
+    return [jax.tree.map(functools.partial(one, k=k), basis, is_leaf=is_drawn) for k in range(num)]
 
 
 def _check_independent(metric: np.ndarray, directions: Directions) -> None:
@@ -171,7 +182,7 @@ def _check_independent(metric: np.ndarray, directions: Directions) -> None:
     for k, length in enumerate(lengths):
         if not (np.isfinite(length) and length > 0):
             raise ValueError(f"directions[{k}] has length {length}, expected a finite one above 0; leave it out.")
-    eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(directions.basis))
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(directions.operand, is_leaf=is_drawn))
     smallest = np.linalg.eigvalsh(metric / np.outer(lengths, lengths))[0]
     if smallest <= max((100 * eps) ** 2, 1e-13):  # the directions' own rounding leaves 1 % of such an angle unknown
         raise ValueError(

@@ -13,6 +13,8 @@ from jaxscape.arguments import checked
 from jaxscape.directions import Directions, as_directions
 from jaxscape.grid import Grid
 from jaxscape.objective import DATA_AXIS, Objective
+from jaxscape.shards import mesh_of_shards
+from jaxscape.subspace import Subspace
 from jaxscape.surfaces import surface
 from jaxscape.sweep import check_names
 from jaxscape.trajectories._checkpoints import as_path
@@ -151,7 +153,7 @@ def trajectory(
     if grid is None:
         grid = Grid(tuple(_axis(column, count, margin) for column, count in zip(coords.T, counts, strict=True)))
     result = surface(origin, path.loss_fn, path.data, directions=directions, grid=grid, progress=progress, **options)
-    in_plane = engine.evaluate(objective, origin, directions.basis, coords, mesh=options.get("mesh"), progress=False)
+    in_plane = engine.evaluate(objective, origin, directions.operand, coords, mesh=options.get("mesh"), progress=False)
     extra |= {
         "true_loss": ("step", np.array(losses), {"long_name": "mean loss at the checkpoint"}),
         "in_plane_loss": ("step", in_plane.metrics["loss"].mean, {"long_name": "mean loss at its place in the plane"}),
@@ -213,12 +215,14 @@ def _last_before(epochs: np.ndarray, drops: Iterable[float]) -> np.ndarray:
 
 def _with_losses(path: _Path, origin: Params, losses: list[float], check: bool) -> Iterator[Params]:
     """Yield the checkpoints; append the loss of each to the list while the checkpoint is in memory."""
-    mesh = Mesh(np.array(jax.devices()), (DATA_AXIS,))
     objective: Objective | None = None
     for whole in path.whole:
+        whole = checks.as_params(whole, f"checkpoints[{len(losses)}]")
         if objective is None:
-            objective = Objective.of(path.loss_fn, checks.as_params(whole, "checkpoints[0]"), path.data, check=check)
-        losses.append(engine.mean_metrics(objective, whole, mesh=mesh)["loss"])
+            mesh = mesh_of_shards(whole) or Mesh(np.array(jax.devices()), (DATA_AXIS,))
+            subspace = Subspace.of(whole, None)
+            objective = Objective.of(path.loss_fn, whole, path.data, check=check)
+        losses.append(engine.mean_metrics(objective, subspace.place(whole), mesh=mesh)["loss"])
         yield whole if path.whole is path.checkpoints else trees.restrict(whole, origin)
 
 

@@ -1,4 +1,4 @@
-"""Scaling a random direction to the weights it perturbs (paper section 4; appendix A.2)."""
+"""What is done to each leaf: which filters it has, and whether it is left out."""
 
 import math
 import warnings
@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jaxscape import trees
 from jaxscape.arguments import blamed
@@ -188,41 +187,3 @@ def _is_turned(leaf: Leaf, filters: Filters) -> bool:
 
 def _first_few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def rescale(
-    direction: Float[Array, "*shape"], weights: Float[Array, "*shape"], norm: Norm | None, axes: tuple[int, ...]
-) -> Float[Array, "*shape"]:
-    """Scale one leaf of a direction to one leaf of params.
-
-    With ``d`` the direction, ``w`` the weights and ``f`` a filter:
-
-    - ``"filter"``: ``d_f * ||w_f|| / ||d_f||`` (the paper's equation in section 4)
-    - ``"layer"``: ``d * ||w|| / ||d||`` (appendix A.2)
-    - ``"weight"``: ``d * w``, entry by entry
-    - ``"dfilter"``: ``d_f / ||d_f||``
-    - ``"dlayer"``: ``d / ||d||``
-    - None: ``d``
-
-    A filter of zero weights gets a zero direction under ``"filter"``.
-
-    Args:
-        direction: One leaf of the direction.
-        weights: Its counterpart in params.
-        norm: Which rule.
-        axes: The axes that index filters, in ``range(rank)``; each filter runs over all the others.
-
-    Returns:
-        The scaled leaf, in the direction's dtype.
-    """
-    if norm is None:
-        return direction
-    w = weights.astype(trees.working_dtype(weights))
-    if norm == "weight":
-        return (direction * w).astype(direction.dtype)
-    filter_axes = axes if norm in ("filter", "dfilter") else ()
-    reduced = tuple(a for a in range(direction.ndim) if a not in filter_axes)
-    target = trees.length(w, reduced) if norm in ("filter", "layer") else 1.0
-    drawn = trees.length(direction, reduced)
-    scale = jnp.where(drawn > 0, target / jnp.where(drawn > 0, drawn, 1.0), 0.0)
-    return (direction * scale).astype(direction.dtype)

@@ -1,0 +1,111 @@
+"""Directions that take no memory: a key, and one scale for each filter."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxscape import checks, trees
+from jaxscape.directions._directions import Directions
+from jaxscape.meshes import outside_meshes
+from jaxscape.shards import is_drawn, within
+from jaxscape.types import Params
+
+
+class LazyDirections(Directions):
+    """Random directions whose entries are drawn where they are used, equal to the bit to those that are stored.
+
+    `random_directions` makes them. ``directions[i]``, `basis` and iteration store what they give.
+
+    Attributes:
+        operand: A pytree like params, each leaf a `jaxscape.shards.Drawn`.
+        mesh: The mesh that the leaves of params are cut over; None: they are whole.
+        rules: As in `Directions`.
+        recipe: As in `Directions`.
+    """
+
+    mesh: Mesh | None
+
+    def __init__(
+        self, drawn: Params, mesh: Mesh | None, rules: tuple[str, ...], recipe: tuple[tuple[str, str], ...]
+    ) -> None:
+        """Directions of keys and scales.
+
+        Args:
+            drawn: A pytree like params, each leaf a `jaxscape.shards.Drawn`.
+            mesh: The mesh that the leaves of params are cut over.
+            rules: The rule of each leaf.
+            recipe: (name, value) pairs that describe how the directions were created.
+        """
+        self.__dict__.update(_drawn=drawn, mesh=mesh, rules=rules, recipe=recipe)  # the base class is frozen
+
+    @property
+    def operand(self) -> Params:
+        """Keys and scales."""
+        return self.__dict__["_drawn"]
+
+    def with_operand(self, operand: Params, mesh: Mesh | None) -> "LazyDirections":
+        """The same directions with their operand elsewhere, cut over another mesh."""
+        return LazyDirections(operand, mesh, self.rules, self.recipe)
+
+    @property
+    @outside_meshes
+    def basis(self) -> Params:
+        """The directions stored: a pytree like params, each leaf with a leading axis of length ``len(directions)``."""
+        with within(self.mesh):
+            return jax.tree.map(_stored, self.operand, is_leaf=is_drawn)
+
+    @outside_meshes
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            rows = np.arange(len(self))[index]
+            part = jax.tree.map(lambda x: x[rows], self.operand)
+            return LazyDirections(part, self.mesh, self.rules, self.recipe)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"direction {index} of {len(self)}")
+        with within(self.mesh):
+            return jax.tree.map(lambda d: _entries(d, index), self.operand, is_leaf=is_drawn)
+
+    def __repr__(self) -> str:
+        return f"LazyDirections({len(self)} directions, {dict(self.recipe)})"
+
+    def like(self, params: Params) -> "LazyDirections":
+        """The same directions in the structure of params.
+
+        Args:
+            params: A pytree of floating arrays.
+
+        Returns:
+            Directions whose leaves are in the order of params.
+
+        Raises:
+            ValueError: The leaves of params are not those of the directions; the message has the path.
+        """
+        shapes = jax.tree.map(lambda d: jax.ShapeDtypeStruct(d.part.shape, d.dtype), self.operand, is_leaf=is_drawn)
+        names, wanted = trees.leaf_names(shapes), trees.leaf_names(params)
+        if trees.named_shapes(shapes) != trees.named_shapes(params):
+            checks.like(
+                params, jax.tree.map(lambda s: np.broadcast_to(np.zeros((), s.dtype), s.shape), shapes), "directions"
+            )
+        by_name = dict(zip(names, jax.tree.leaves(self.operand, is_leaf=is_drawn), strict=True))
+        drawn = jax.tree.unflatten(jax.tree.structure(params), [by_name[name] for name in wanted])
+        return LazyDirections(drawn, self.mesh, self.rules_of(params), self.recipe)
+
+    def _leaf_names(self) -> list[str]:
+        return trees.leaf_names(jax.tree.map(lambda d: 0, self.operand, is_leaf=is_drawn))
+
+    def _leaves_like(self, params: Params) -> Iterator[Any]:
+        with within(self.mesh):
+            yield from map(_stored, jax.tree.leaves(self.like(params).operand, is_leaf=is_drawn))
+
+
+_stored = jax.jit(lambda drawn: drawn.stored())
+_entries = jax.jit(lambda drawn, index: drawn.entries(index))
+
+jax.tree_util.register_pytree_node(
+    LazyDirections,
+    lambda d: ((d.operand,), (d.mesh, d.rules, d.recipe)),
+    lambda static, children: LazyDirections(children[0], *static),
+)

@@ -107,7 +107,7 @@ def main() -> None:
             print(f"{devices} device(s)  {case:8} {used:5.2f} times the {gb:.2f} GB of params  {seconds:5.1f} s")
         activations = memory["loss"][1] - 1
         lazy, stored = (memory[case][1] - activations for case in ("lazy", "stored"))
-        print(f"  beside activations of {activations:.2f}: {lazy:.2f} with lazy directions, {stored:.2f} with stored ones")
+        print(f"  beside activations of {activations:.2f}: {lazy:.2f} with lazy directions, {stored:.2f} stored")
 
 
 if __name__ == "__main__":

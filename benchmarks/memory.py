@@ -1,18 +1,21 @@
 """Memory of a surface and of Lanczos, over that of the params: a GPT-2 of 124 M parameters on one CPU device and on 8.
 
-Each figure is the largest resident memory of a process of its own, less what the process had before it made the params,
-over the bytes of the params. ``loss`` is the loss itself, compiled by `jax.jit`, at params: what a surface needs beside
-its displaced copy.
+Each case runs twice in a process of its own: the first run compiles. The figure is what the second one adds to the
+process at its peak, with the params, over the bytes of the params. ``loss`` is the loss itself, compiled by `jax.jit`,
+at params: its activations are what a surface needs beside its displaced copy.
 
-    python -m benchmarks.memory                      # 4 minutes on 2 cores
+    python -m benchmarks.memory                      # 15 minutes on 2 cores
     python -m benchmarks.memory --plane 5            # a surface of 5x5 points with lazy directions, timed
 """
 
 import argparse
+import ctypes
+import gc
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 BATCH, CONTEXT, SEQUENCES = 2, 128, 64
@@ -20,18 +23,28 @@ CASES = ("loss", "lazy", "stored", "lanczos")
 BASIS = 8  # vectors that Lanczos may keep
 
 
-def peak() -> int:
-    """The largest resident memory of this process so far, in bytes."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+def memory(name: str) -> int:
+    """The resident memory of this process, now (``"VmRSS"``) or at its peak (``"VmHWM"``), in bytes."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
     return 1024 * int(line.split()[1])
 
 
+def added(run: Callable[[], None]) -> tuple[int, float]:
+    """What a second run of a function adds to this process at its peak, in bytes, and its seconds."""
+    run()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before, start = memory("VmRSS"), time.perf_counter()
+    run()
+    return memory("VmHWM") - before, time.perf_counter() - start
+
+
 def measure(case: str, devices: int, points: int, layers: int) -> None:
-    """Run one case in this process; print bytes of params, the largest memory beyond the start, and seconds."""
+    """Run one case in this process; print bytes of params, what it adds to them at its peak, and seconds."""
     import jax
 
     jax.config.update("jax_num_cpu_devices", devices)
-    import jax.numpy as jnp
     import numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -40,8 +53,6 @@ def measure(case: str, devices: int, points: int, layers: int) -> None:
 
     size = gpt.Size(context=CONTEXT, layers=layers)
     loss, data = gpt.loss(size), gpt.random_tokens(size, SEQUENCES)
-    jax.block_until_ready(jnp.ones(3) + 1)
-    before = peak()
     mesh = Mesh(np.array(jax.devices()), ("fsdp",))
 
     def place(x: jax.Array) -> jax.Array:
@@ -53,36 +64,42 @@ def measure(case: str, devices: int, points: int, layers: int) -> None:
 
     params = jax.tree.map(place, gpt.params(size))
     total = sum(x.nbytes for x in jax.tree.leaves(params))
-    start = time.perf_counter()
-    if case == "loss":
+    few, axis = (data[0][: 2 * BATCH],), (-1, 1, points)
+    grid = js.Grid.plane(axis, axis) if points else js.Grid((np.array([0.0, 1.0]), np.zeros(1)))
+
+    def loss_alone() -> None:
         with jax.set_mesh(mesh):
-            program = jax.jit(lambda p, b: loss(p, b).mean())
             batch = jax.device_put(data[0][:BATCH], NamedSharding(mesh, PartitionSpec()))
             program(params, (batch,)).block_until_ready()
-    elif case == "lanczos":
-        few = (data[0][:BATCH],)
-        ends = js.extreme_eigenvalues(params, loss, few, max_matvecs=12, max_basis=BASIS, check=False, progress=False)
-        jax.block_until_ready(ends)
-    else:
-        lazy = case == "lazy"
-        directions = js.random_directions(0, params, num=2, lazy=lazy)
-        grid = (
-            js.Grid.plane((-1, 1, points), (-1, 1, points)) if points else js.Grid((np.array([0.0, 1.0]), np.zeros(1)))
-        )
-        ds = js.surface(params, loss, data if points else (data[0][: 2 * BATCH],), directions=directions, grid=grid,
-                        batch_size=BATCH, points_per_step="auto" if devices > 1 else 1, progress=False)  # fmt: skip
+
+    def lanczos() -> None:
+        options = {"max_matvecs": 12, "max_basis": BASIS, "batch_size": BATCH, "check": False, "progress": False}
+        jax.block_until_ready(js.extreme_eigenvalues(params, loss, few, **options))
+
+    def surface() -> None:
+        directions = js.random_directions(0, params, num=2, lazy=case == "lazy")
+        options = {"batch_size": BATCH, "points_per_step": 1, "progress": False}
+        ds = js.surface(params, loss, data if points else few, directions=directions, grid=grid, **options)
         assert np.isfinite(ds.loss).all()
-    print(total, peak() - before, time.perf_counter() - start)
+
+    program = jax.jit(lambda p, b: loss(p, b).mean())
+    run = {"loss": loss_alone, "lanczos": lanczos}.get(case, surface)
+    if points:
+        start = time.perf_counter()
+        run()
+        print(total, 0, time.perf_counter() - start)
+    else:
+        print(total, *added(run))
 
 
 def run(case: str, devices: int, points: int = 0, layers: int = 12) -> tuple[float, float, float]:
-    """One case in a process of its own: GB of params, its memory over that of params, seconds."""
+    """One case in a process of its own: GB of params, memory with params over that of params, seconds."""
     command = [sys.executable, "-m", "benchmarks.memory", "--case", case, "--devices", str(devices)]
     command += ["--plane", str(points), "--layers", str(layers)]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     total, used, seconds = map(float, out.split()[-3:])
-    return total / 2**30, used / total, seconds
+    return total / 2**30, 1 + used / total, seconds
 
 
 def main() -> None:
@@ -97,16 +114,15 @@ def main() -> None:
         measure(options.case, options.devices, options.plane, options.layers)
         return
     if options.plane:
-        gb, used, seconds = run("lazy", 1, options.plane, options.layers)
-        print(f"{options.plane}x{options.plane} points, {SEQUENCES} sequences of {CONTEXT} tokens: {seconds:.0f} s, "
-              f"{used:.2f} times the {gb:.2f} GB of params")  # fmt: skip
+        *_, seconds = run("lazy", 1, options.plane, options.layers)
+        print(f"{options.plane}x{options.plane} points, {SEQUENCES} sequences of {CONTEXT} tokens: {seconds:.0f} s")
         return
     for devices in (1, 8):
-        memory = {case: run(case, devices, layers=options.layers) for case in CASES}
-        for case, (gb, used, seconds) in memory.items():
+        cases = {case: run(case, devices, layers=options.layers) for case in CASES}
+        for case, (gb, used, seconds) in cases.items():
             print(f"{devices} device(s)  {case:8} {used:5.2f} times the {gb:.2f} GB of params  {seconds:5.1f} s")
-        activations = memory["loss"][1] - 1
-        lazy, stored = (memory[case][1] - activations for case in ("lazy", "stored"))
+        activations = cases["loss"][1] - 1
+        lazy, stored = (cases[case][1] - activations for case in ("lazy", "stored"))
         print(f"  beside activations of {activations:.2f}: {lazy:.2f} with lazy directions, {stored:.2f} stored")
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxscape import datasets, plot, runs
     from jaxscape.alignment import Spec, align, permutation_spec
+    from jaxscape.budgets import estimate
     from jaxscape.comparison import normalizations
     from jaxscape.convolution import fast_convolutions
     from jaxscape.curvature import (
@@ -42,6 +43,7 @@ __all__ = [
     "datasets",
     "direction_between",
     "eigenvalue_map",
+    "estimate",
     "extreme_eigenvalues",
     "fast_convolutions",
     "ggn_product",
@@ -73,6 +75,7 @@ __all__ = [
 
 _NAMES = {
     "alignment": ("Spec", "align", "permutation_spec"),
+    "budgets": ("estimate",),
     "comparison": ("normalizations",),
     "convolution": ("fast_convolutions",),
     "curvature": ("extreme_eigenvalues", "ggn_product", "hessian_trace", "hvp", "spectral_density", "top_eigenpairs"),

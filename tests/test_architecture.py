@@ -24,7 +24,7 @@ FLOORS = (
     ("objective",),
     ("engine", "linalg"),
     ("curvature", "sweep"),
-    ("surfaces", "interpolation", "maps", "flatness"),
+    ("surfaces", "interpolation", "maps", "flatness", "budgets"),
     ("trajectories", "comparison"),
     ("plot", "cifar", "torch_weights", "run_checkpoints"),
     ("datasets",),

@@ -225,6 +225,19 @@ def test_surface_is_that_of_the_library(run, capsys):
     assert summary.endswith(f"center loss {expected.attrs['center_loss']:.4g}, 0 points not finite")
 
 
+@pytest.mark.parametrize("command", ["surface", "line", "hessian"])
+def test_a_dry_run_writes_nothing(run, capsys, monkeypatch, command):
+    before = sorted(run.rglob("*"))
+    assert cli.main([command, str(run), "--points", "5", "--dry-run"]) in (0, None)
+    text = capsys.readouterr().out
+    for name in ("params", "activations", "free on each device", "FLOP", "time"):
+        assert name in text
+    assert sorted(run.rglob("*")) == before
+    monkeypatch.setattr("jaxscape.budgets.free_bytes", lambda devices: 100 * len(devices))
+    assert cli.main([command, str(run), "--points", "5", "--dry-run"]) == 2
+    assert "error: does not fit: " in capsys.readouterr().err
+
+
 def test_surface_defaults_are_filter_normalized_train_data(run, tmp_path):
     out = tmp_path / "elsewhere" / "small.zarr"
     assert cli.main(["surface", str(run), "--points", "3", "--out", str(out)]) == 0

@@ -17,6 +17,9 @@ from jaxscape.interpolation import place_of
 def surface(args: argparse.Namespace) -> None:
     """Measure and draw the loss over a plane."""
     run = js.load_run(args.run)
+    if args.dry_run:
+        show_budget(args, run, data_of(run, args.split), grid=_plane(args), compute_dtype=args.compute_dtype)
+        return
     out = Path(args.out or run.path / "surface.zarr")
     check_replaceable(out)
     result = js.surface(
@@ -56,9 +59,12 @@ def _convexity(plane: xr.Dataset) -> str:
 def line(args: argparse.Namespace) -> None:
     """Measure and draw the train and the test loss along a line."""
     run = js.load_run(args.run)
-    directions = directions_of(args, run.params, 1)
     start, stop = args.range
     grid = js.Grid.line(start, stop, args.points)
+    if args.dry_run:
+        show_budget(args, run, data_of(run, "train"), grid=grid, compute_dtype=args.compute_dtype)
+        return
+    directions = directions_of(args, run.params, 1)
     results = {}
     for split in ("train", "test"):
         out = run.path / f"line_{split}.zarr"
@@ -132,6 +138,12 @@ def _barrier(line: xr.Dataset) -> str:
 def hessian(args: argparse.Namespace) -> None:
     """Measure and draw the extreme eigenvalues of the Hessian over a plane and, if asked, its spectrum."""
     run = js.load_run(args.run)
+    if args.dry_run:
+        points = _plane(args).points().shape[0]
+        data, subset = data_of(run, args.split), slice(args.subset)
+        data = jax.tree.map(lambda x: x[subset], data)
+        show_budget(args, run, data, call="eigenvalues", max_matvecs=points * args.max_matvecs)
+        return
     out = Path(args.out or run.path / "hessian.zarr")
     check_replaceable(out)
     ignore: Any = "bias_norm" if args.weights_only else None
@@ -171,6 +183,18 @@ def hessian(args: argparse.Namespace) -> None:
         f"{float(result.ratio.median()):.4g}, {attrs['unconverged_points']} points not converged, "
         f"{attrs['nonfinite_points']} not finite"
     )
+
+
+def show_budget(args: argparse.Namespace, run: Any, data: Any, **options: Any) -> None:
+    """Print what a command will take, from one timed point or product; nothing is written.
+
+    Raises:
+        ValueError: It does not fit.
+    """
+    budget = js.estimate(run.params, run.loss_fn, data, batch_size=args.batch_size, timed=True, **options)
+    print(budget._replace(cure=""))
+    if budget.cure:
+        raise ValueError(budget.cure)
 
 
 def directions_of(args: argparse.Namespace, params: Any, num: int) -> js.Directions:

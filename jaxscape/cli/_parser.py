@@ -122,6 +122,9 @@ def _add_plane(parser: argparse.ArgumentParser, command: Any) -> None:
     parser.set_defaults(command=command)
     parser.add_argument("run", metavar="RUN", help="a run's folder, made by train.py")
     parser.add_argument("--range", type=float, nargs=2, default=(-1.0, 1.0), metavar=("LO", "HI"), help="default: -1 1")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="memory and time that it will take, from one timed point"
+    )
     _add_ignore(parser, "bias_norm")
     _add_evaluating(parser)
 

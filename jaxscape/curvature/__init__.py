@@ -3,6 +3,7 @@
 from jaxscape.curvature._forms import weighted_sum
 from jaxscape.curvature._gradient import LossAndGradient, loss_and_gradient
 from jaxscape.curvature._hessian import extreme_eigenvalues, hessian_trace, spectral_density, top_eigenpairs
+from jaxscape.curvature._memory import lowered_products
 from jaxscape.curvature._operators import Options, ggn_product, hessian_product, hvp, one_mesh
 from jaxscape.curvature._plane import PlaneAxes, plane_axes, plane_columns, plane_curvatures
 from jaxscape.curvature._product import Product
@@ -18,6 +19,7 @@ __all__ = [
     "hessian_trace",
     "hvp",
     "loss_and_gradient",
+    "lowered_products",
     "one_mesh",
     "plane_axes",
     "plane_columns",

@@ -48,7 +48,9 @@ class Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=32)
-def _programs(form: Form, subspace: Subspace, mesh: Mesh) -> Programs:
+def programs(form: Form, subspace: Subspace, mesh: Mesh) -> Programs:
+    """The compiled parts of a product with a form, on the devices of a mesh."""
+
     def prepare(params: Params, constants: Any, stack: Stack) -> Any:
         # The weights beside it say how many batches there are, where a linear loss leaves nothing to keep.
         prepared = _each(lambda batch: (form.prepare(subspace, constants, params, *batch), batch[1]), _local(stack))
@@ -282,10 +284,10 @@ class Product:
         return functools.partial(function.lower(*call.args, *args).compile(), *call.args)
 
     def _run(self, form: Form) -> Programs:
-        return _programs(form, self.subspace, self._mesh)
+        return programs(form, self.subspace, self._mesh)
 
     def _direct_of(self, form: Form, mesh: Mesh) -> Any:
-        return _programs(form, self.subspace, mesh).direct
+        return programs(form, self.subspace, mesh).direct
 
     def _keeps(self, params: Params) -> bool:
         """Whether the linear functions of all batches are kept."""

@@ -6,6 +6,6 @@
 from jaxscape.directions._between import as_directions, direction_between
 from jaxscape.directions._directions import Directions
 from jaxscape.directions._lazy import LazyDirections
-from jaxscape.directions._random import random_directions
+from jaxscape.directions._random import fit, random_directions
 
-__all__ = ["Directions", "LazyDirections", "as_directions", "direction_between", "random_directions"]
+__all__ = ["Directions", "LazyDirections", "as_directions", "direction_between", "fit", "random_directions"]

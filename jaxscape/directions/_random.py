@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -141,7 +142,7 @@ def random_directions(
     static = tuple(rules), tuple((name, str(value)) for name, value in recipe.items())
     rows = list(zip(_leaf_keys(keys, trees.ranks(params)), leaves, reasons, filters, strict=True))
     if lazy is None:
-        lazy = norm != "weight" and is_threefry(keys) and not _fit(leaves, num, mesh)
+        lazy = norm != "weight" and is_threefry(keys) and not fit(leaves, num, mesh)
     with within(mesh):
         if lazy:
             drawn = [_drawn(own, leaf, norm, reason, part) for own, leaf, reason, part in rows]
@@ -150,10 +151,20 @@ def random_directions(
     return Directions(jax.tree.unflatten(treedef, basis), *static)
 
 
-def _fit(leaves: list[Array], num: int, mesh: Mesh | None) -> bool:
-    """Whether stored directions leave enough memory free, on each device of this process."""
+def fit(leaves: Sequence[Any], num: int, mesh: Mesh | None) -> bool:
+    """Whether stored directions leave enough memory free, on each device of this process.
+
+    Args:
+        leaves: Those of params, or their shapes and shardings.
+        num: How many directions.
+        mesh: The one that the leaves are cut over; None: they are whole.
+
+    Returns:
+        Whether they take at most half of what is free.
+    """
     devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
-    entries = sum(math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
+    shapes = [x.sharding.shard_shape(x.shape) if is_cut(x) else x.shape for x in leaves]
+    entries = sum(math.prod(shape) for shape in shapes)
     return entries < _SMALL or 4 * num * entries * len(devices) <= _ROOM * free_bytes(devices)
 
 

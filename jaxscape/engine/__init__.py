@@ -10,6 +10,7 @@ from jaxscape.engine._levels import levels
 from jaxscape.engine._program import Load, Program
 from jaxscape.engine._record import Record
 from jaxscape.engine._result import Estimate, Evaluation
+from jaxscape.engine._strategy import first_batch
 from jaxscape.engine._tolerance import Tolerance, estimate
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Tolerance",
     "estimate",
     "evaluate",
+    "first_batch",
     "levels",
     "load_of",
     "mean_metrics",

@@ -159,7 +159,7 @@ class Subspace(NamedTuple):
 
     def normal(self, key: PRNGKeyArray) -> Vector:
         """A vector of independent standard normal numbers: the same, however params are cut."""
-        if self.mesh is None:
+        if self.mesh is None and not is_threefry(key):
             return jax.random.normal(key, (self.size,), self.dtype)
         with within(self.mesh):
             return _drawn(self, normal, key_words(key))

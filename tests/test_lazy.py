@@ -181,6 +181,63 @@ def test_they_are_chosen_where_stored_ones_would_not_fit(monkeypatch):
     assert not isinstance(js.random_directions(0, params, norm="weight"), LazyDirections)  # it cannot be
 
 
+@pytest.mark.parametrize("place", [lambda p: p, lambda p: cut(p, mesh("tensor"))], ids=["whole", "cut"])
+def test_bits_do_not_depend_on_how_jax_draws_numbers(place):
+    expected = pair_of("filter").basis
+    with jax.threefry_partitionable(False):
+        for lazy in (False, True):
+            equal(js.random_directions(3, place(PARAMS), lazy=lazy).basis, expected)
+        traces = [js.hvp(LOSS, p, DATA).trace(num_matvecs=6, progress=False).trace for p in (PARAMS, place(PARAMS))]
+        assert traces[1] == pytest.approx(traces[0], rel=1e-12)
+
+
+def test_float64_without_x64_is_refused():
+    lazy = js.random_directions(3, PARAMS, lazy=True)
+    short = jax.tree.map(lambda x: np.asarray(x, np.float32), PARAMS)
+    with jax.enable_x64(False):
+        for use in (
+            lambda: lazy.basis,
+            lambda: lazy[0],
+            lambda: js.surface(short, LOSS, DATA, directions=lazy),
+        ):
+            with pytest.raises(
+                ValueError, match="directions are lazy and of float64, but JAX is configured to float32"
+            ):
+                use()
+
+
+@pytest.mark.parametrize("made", [None, "fsdp", "tensor"])
+@pytest.mark.parametrize("used", [None, "fsdp", "tensor"])
+def test_lazy_directions_go_where_params_are(made, used):
+    place = lambda params, name: params if name is None else cut(params, mesh(name))  # noqa: E731
+    lazy = js.random_directions(3, place(PARAMS, made), lazy=True)
+    path = [place(jax.tree.map(lambda x, t=t: t * x, PARAMS), used) for t in (0.5, 1.5)]
+    own = place(PARAMS, used)
+    projection = js.project(path, own, lazy, progress=False)
+    np.testing.assert_allclose(
+        projection.coordinates, js.project(path, own, pair_of("filter"), progress=False).coordinates, rtol=1e-10
+    )
+    assert list(lazy.explain(own).rule) == list(lazy.rules)
+
+
+def test_leaves_without_entries():
+    params = {"none": jnp.zeros((0, 5)), "also": jnp.zeros(0), "w": jnp.ones((4, 3))}
+    own = mesh("fsdp")
+    in_parts = {
+        "none": params["none"],
+        "also": params["also"],
+        "w": cut({"w": params["w"]}, own)["w"],
+        "cut": jax.device_put(jnp.zeros((4, 0)), jax.sharding.NamedSharding(own, jax.sharding.PartitionSpec("fsdp"))),
+    }
+    for p in (params, in_parts):
+        stored, lazy = pair(p, ignore=None)
+        equal(stored.basis, lazy.basis)
+        loss = lambda p, x: ((x @ p["w"]) ** 2).sum(-1)  # noqa: E731
+        ends = js.extreme_eigenvalues(p, loss, jnp.eye(4), progress=False)
+        assert float(ends.max_eigenvalue) == pytest.approx(0.5)
+        assert trees.fingerprint(p)
+
+
 def test_params_that_are_cut_are_checked_as_others():
     with pytest.raises(TypeError, match=r"params\['n'\] is int"):
         checks.as_params({"n": jnp.arange(4)})

@@ -193,6 +193,39 @@ def test_a_mesh_with_points_beside_the_axes_of_params():
     assert result.attrs["num_devices"] == 4
 
 
+@pytest.mark.parametrize("rewrites", [True, False], ids=["as on a CPU", "as on a TPU"])
+def test_constants_in_the_loss_beside_points(rewrites, monkeypatch):
+    if not rewrites:
+        monkeypatch.setattr("jaxscape.convolution._transform._RULES", {})
+
+    def loss(params, x):
+        y = x @ params["a"]
+        kept = jax.random.bernoulli(jax.random.key(0), 0.5, y.shape[1:])
+        return jnp.where((y > 0) & kept, y + jax.nn.one_hot(y.argmax(-1), 8), 0.0).sum(-1)
+
+    params, x = {"a": np.random.default_rng(0).normal(size=(4, 8))}, np.eye(6, 4)
+    own = {"a": jax.device_put(params["a"], NamedSharding(mesh("points, fsdp"), P("fsdp")))}
+    options = {"directions": [params], "grid": LINE, "progress": False}
+    same_results(js.surface(own, loss, x, **options), js.surface(params, loss, x, **options))
+
+
+def test_points_may_be_the_name_of_an_axis_of_the_model():
+    params, x = {"a": np.random.default_rng(0).normal(size=(4, 8))}, np.eye(6, 4)
+    loss = lambda p, b: jnp.tanh(b @ p["a"]).sum(-1)  # noqa: E731
+    options = {"directions": [params], "grid": LINE, "progress": False}
+    whole = js.surface(params, loss, x, **options)
+    for spec in (P("points"), P("points", "fsdp")):
+        own = {"a": jax.device_put(params["a"], NamedSharding(mesh("points, fsdp"), spec))}
+        same_results(js.surface(own, loss, x, **options), whole)
+        assert js.plane_hessian(own, loss, x, **options).sizes["alpha"] == 3
+
+
+def test_a_path_whose_first_checkpoint_alone_is_whole():
+    path = [PATH[0], *(cut(params, mesh("fsdp")) for params in PATH[1:])]
+    directions, _ = js.pca_directions(path, num=1, progress=False)
+    same(directions.basis, js.pca_directions(PATH, num=1, progress=False)[0].basis, atol=1e-12)
+
+
 def test_no_device_holds_the_whole():
     params = cut(PARAMS, mesh("fsdp"))
     (term,) = Objective.of(LOSS, params, DATA, check=False).terms

@@ -44,7 +44,7 @@ def _lowered(
     term: Term, shapes: Params, subspace: Subspace, placement: Placement, batch_size: int | None
 ) -> tuple[Any, int]:
     source, mesh, shares = Source(term), placement.mesh, shares_of(subspace, placement.mesh)
-    lanes = 1 if placement.is_cut else num_lanes(mesh)
+    lanes = 1 if placement.is_cut else num_lanes(mesh, shapes)
     width = even_size(term.examples, min(batch_size or choose_batch_size(source, subspace, lanes), term.examples))
     form, constants = source.form(width)
     specs = subspace.specs or [PartitionSpec()] * len(subspace.shapes)

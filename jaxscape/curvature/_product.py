@@ -162,7 +162,7 @@ class Product:
             )
         self._streamed = Streamed(streams, subspace, batch_size, mesh, self._direct_of)
         for source in [source for source in sources if not source.term.passes]:
-            lanes = 1 if self._placement.is_cut else num_lanes(mesh)
+            lanes = 1 if self._placement.is_cut else num_lanes(mesh, subspace.params_like)
             size = min(batch_size or choose_batch_size(source, subspace, lanes), source.term.examples)
             shares, parts = shares_of(subspace, mesh), self._placement.parts_of_batch
             with jax.ensure_compile_time_eval():  # within a transform too, data is data
@@ -273,7 +273,9 @@ class Product:
     @functools.cached_property
     def _lanes(self) -> list[slice]:
         """The parts that each thread adds up."""
-        count = 1 if self._placement.is_cut else min(num_lanes(self._mesh), len(self._placed))
+        count = (
+            1 if self._placement.is_cut else min(num_lanes(self._mesh, self.subspace.params_like), len(self._placed))
+        )
         return [slice(lane, None, count) for lane in range(count)]
 
     def _compiled(self, call: functools.partial[Any], *args: Any) -> Callable[..., Any]:

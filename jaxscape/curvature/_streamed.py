@@ -92,7 +92,7 @@ class Streamed:
 
     @property
     def _lanes(self) -> int:
-        return 1 if self._placement.is_cut else num_lanes(self._mesh)
+        return 1 if self._placement.is_cut else num_lanes(self._mesh, self._subspace.params_like)
 
     def _ready(self, form: Form, operands: tuple[Any, ...], total: Total) -> Callable[..., Total]:
         """The product compiled, where it is for several threads: they must not trace."""

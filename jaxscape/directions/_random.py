@@ -35,6 +35,7 @@ from jaxscape.shards import (
     key_words,
     mesh_and_spec,
     mesh_of_shards,
+    normal,
     on_mesh,
     put,
     within,
@@ -203,9 +204,10 @@ def _stored(keys: Key[Array, " num"], leaf: Array, norm: Norm | None, reason: st
     dtype = trees.working_dtype(leaf)
     if reason is not None:
         return _zeros(leaf, len(keys), dtype)
-    if not is_cut(leaf) and (leaf.size <= _SMALL or norm == "weight" or not is_threefry(keys)):
-        count = _SMALL if leaf.size <= _SMALL and is_threefry(keys) else leaf.size
-        return _rescaled(_noise(keys, count, dtype), leaf, norm, filters.axes)
+    if not is_threefry(keys) and not is_cut(leaf):
+        return _rescaled(_noise(keys, leaf.size, dtype), leaf, norm, filters.axes)
+    if not is_cut(leaf) and leaf.size <= _SMALL:
+        return _rescaled(_first_numbers(key_words(keys), dtype), leaf, norm, filters.axes)
     if norm == "weight":
         return _product(_unscaled(keys, leaf), leaf)
     return _all_entries(_drawn(keys, leaf, norm, None, filters))
@@ -223,6 +225,12 @@ def _unscaled(keys: Key[Array, " num"], leaf: Array) -> Array:
 
 
 _all_entries = jax.jit(lambda drawn: drawn.stored())
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _first_numbers(words: Array, dtype: Any) -> Float[Array, "num small"]:
+    """By their place, as those of a leaf that is cut: `jax.random` goes by ``jax_threefry_partitionable``."""
+    return jax.lax.map(lambda own: normal(own, jnp.arange(_SMALL, dtype=jnp.uint32), dtype), words)
 
 
 @functools.partial(jax.jit, static_argnames=("count", "dtype"))

@@ -127,7 +127,7 @@ class Program:
                 f"points_per_step is {load.points_per_step}, but params are cut over devices, which evaluate a point "
                 "together; expected 1 or 'auto'. A mesh axis named 'points' has several points side by side."
             )
-        self._lanes = 1 if placement.is_cut else num_lanes(placement.mesh)
+        self._lanes = 1 if placement.is_cut else num_lanes(placement.mesh, params)
         self.capacity = CAPACITY * placement.groups * self._lanes
         self.layout = Layout.of(term, load.batch_size, placement)
         self._loss, constants = term.traced(self.layout.width)

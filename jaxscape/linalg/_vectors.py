@@ -5,6 +5,7 @@ devices.
 """
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ def norm(vector: Vector) -> Array:
 
 def largest(vector: Vector) -> Array:
     """The largest magnitude."""
-    return jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in jax.tree.leaves(vector)]))
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(vector)]))
 
 
 def inner(a: Vector, b: Vector) -> Array:
@@ -135,7 +136,7 @@ def combined_in_place(weights: Float[Array, "k m"], basis: Vector, specs: Specs)
 
 
 def _in_place(weights: Array, basis: Array) -> Array:
-    flat = basis.reshape(len(basis), -1)
+    flat = basis.reshape(len(basis), math.prod(basis.shape[1:]))
     rows, n = flat.shape
 
     def combine(i: Any, flat: Array, columns: int = _COLUMNS) -> Array:

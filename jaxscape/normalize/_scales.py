@@ -68,7 +68,7 @@ def scales_of(
             target = length(lambda start, count: rows_of(weights, start, count), _unit(largest))
         return _ratio(target, drawn).astype(dtype)
 
-    if norm is None:
+    if norm is None or 0 in part.shape:
         return jnp.ones((1,) * len(part.shape), dtype)
     cut = [part.names(axis) or None if axis in kept else None for axis in range(len(part.shape))]
     spec = None if part.spec is None else PartitionSpec(*cut)

@@ -37,7 +37,7 @@ def specs_in(jaxpr: core.Jaxpr) -> tuple[str, ...]:
 
 
 def bound(jaxpr: core.Jaxpr, mesh: AbstractMesh) -> core.Jaxpr:
-    """The jaxpr with its constraints on a mesh, also in the bodies of loops and branches.
+    """The jaxpr within a mesh, with its constraints on it, also in the bodies of loops and branches.
 
     Args:
         jaxpr: As `jaxscape.objective._jaxpr.hoist` gives it.
@@ -55,6 +55,7 @@ def bound(jaxpr: core.Jaxpr, mesh: AbstractMesh) -> core.Jaxpr:
     equations = []
     for eqn in jaxpr.eqns:
         operands = [atom(a) for a in eqn.invars]
+        eqn = _in_mesh(eqn, mesh) if auto else eqn
         if eqn.primitive.name not in NAMES:
             params = map_jaxprs(eqn.params, lambda inner: bound(inner, mesh)) if any(inside(eqn)) else eqn.params
             equations.append(eqn.replace(invars=operands, params=params))
@@ -73,9 +74,13 @@ def _constraint(eqn: core.JaxprEqn, operand: core.Var, spec: PartitionSpec, mesh
         "layout": None,
         "unconstrained_dims": free | eqn.params.get("unconstrained_dims", frozenset()),
     }
+    return eqn.replace(primitive=lax.sharding_constraint_p, invars=[operand], params=params)
+
+
+def _in_mesh(eqn: core.JaxprEqn, mesh: AbstractMesh) -> core.JaxprEqn:
+    """The equation as if it were traced in a mesh: what it makes of a constant must lie on the mesh of the others."""
     with eqn.ctx.manager, jax.sharding.use_abstract_mesh(mesh):
-        ctx = type(eqn.ctx)()
-    return eqn.replace(primitive=lax.sharding_constraint_p, invars=[operand], params=params, ctx=ctx)
+        return eqn.replace(ctx=type(eqn.ctx)())
 
 
 def _only(spec: PartitionSpec, names: set[str]) -> PartitionSpec:

@@ -1,6 +1,7 @@
 """The cores of a CPU: a device runs calls from several threads side by side."""
 
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def num_lanes(mesh: Mesh) -> int:
+LARGE = 2**28  # bytes of params that one displaced copy is enough of: their products have work for all cores
+
+
+def num_lanes(mesh: Mesh, params: Any = ()) -> int:
     """How many calls a device is given at once: on a CPU its share of the cores, elsewhere 1.
 
     XLA runs a convolution network on a device of a CPU with little more than one core, but calls from two threads run
@@ -24,10 +28,14 @@ def num_lanes(mesh: Mesh) -> int:
 
     Args:
         mesh: The devices.
+        params: A pytree of arrays, or of their shapes and dtypes, of which each call has a copy.
 
     Returns:
-        At least 1; 1 with several processes, which must send the same calls in the same order.
+        At least 1; 1 with several processes, which must send the same calls in the same order; and for params that are
+        LARGE.
     """
+    if sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(params)) > LARGE:
+        return 1
     if mesh.devices.flat[0].platform != "cpu" or jax.process_count() > 1:
         return 1
     return max(1, cores() // jax.local_device_count())

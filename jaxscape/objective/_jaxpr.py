@@ -78,8 +78,9 @@ def hoist(closed: core.ClosedJaxpr, *, constrained: bool = False) -> Hoisted:
                 results = operands
             else:
                 results = [v if isinstance(v, core.DropVar) else core.Var(plain(v.aval)) for v in eqn.outvars]
-                params = map_jaxprs(eqn.params, inner_jaxpr) if _constraints.on_a_mesh(eqn) else eqn.params
-                equations.append(without_mesh(eqn).replace(invars=operands, outvars=results, params=params))
+                own = without_mesh(eqn)
+                params = map_jaxprs(own.params, inner_jaxpr) if _constraints.on_a_mesh(eqn) else own.params
+                equations.append(own.replace(invars=operands, outvars=results, params=params))
             names.update(zip(eqn.outvars, results, strict=True))
         return [atom(a) for a in jaxpr.outvars]
 

@@ -5,16 +5,14 @@ that are cut over a mesh stay so: all devices evaluate a point together, XLA dea
 `NamedSharding`), and a mesh axis named ``"points"`` has several points side by side.
 """
 
-import dataclasses
 import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxscape.objective._devices import DATA_AXIS, default_mesh, place
-from jaxscape.shards import Drawn, Part, auto, is_cut, is_drawn, mesh_of_shards, on_mesh, put, specs_of
+from jaxscape.shards import Drawn, auto, is_cut, is_drawn, mesh_of_shards, on_mesh, put, specs_of
 from jaxscape.types import Params
 
 POINTS_AXIS = "points"
@@ -70,8 +68,9 @@ class Placement(NamedTuple):
     @property
     def points_axes(self) -> tuple[str, ...]:
         """The mesh axes along which devices have points of their own."""
-        if self.is_cut:
-            return tuple(name for name in self.mesh.axis_names if name == POINTS_AXIS)
+        if self.specs is not None:
+            used = {name for spec in self.specs for entry in spec for name in _names(entry)}
+            return tuple(name for name in self.mesh.axis_names if name == POINTS_AXIS and name not in used)
         return tuple(name for name in self.mesh.axis_names if name != DATA_AXIS)
 
     @property
@@ -107,13 +106,7 @@ class Placement(NamedTuple):
         """Directions in place: each leaf is cut as that of params, behind the axis of directions."""
 
         def drawn(x: Any, spec: PartitionSpec | None) -> Any:
-            if not isinstance(x, Drawn):
-                return x
-            x = dataclasses.replace(x, part=Part(x.part.shape, spec))
-            if spec is None:
-                return jax.tree.map(_whole, x)
-            scales = NamedSharding(self.mesh, PartitionSpec(None, *(x.cut_scales or ())))
-            return dataclasses.replace(x, keys=self.everywhere(x.keys), scales=put(x.scales, scales))
+            return x.placed(self.context, spec) if is_drawn(x) else x
 
         leaves, treedef = jax.tree.flatten(basis, is_leaf=is_drawn)
         basis = jax.tree.unflatten(treedef, map(drawn, leaves, self.specs or [None] * len(leaves)))
@@ -183,8 +176,3 @@ def example_axes(mesh: Mesh | None) -> tuple[str, ...]:
 
 def _names(entry: Any) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
-
-
-def _whole(x: Any) -> Any:
-    """An array that was cut, on one device."""
-    return jnp.asarray(jax.device_get(x)) if is_cut(x) else x

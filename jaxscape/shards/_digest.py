@@ -63,6 +63,8 @@ def _sums(array: Array, part: Part) -> Array:
         def hashed(seed: Array) -> Array:
             return reduced_rows(array.shape, functools.partial(rows, seed), every, "sum").reshape(())
 
+        if not array.size:
+            return jnp.zeros(len(_SEEDS), jnp.uint32)
         sums = lax.map(hashed, jnp.array(_SEEDS, jnp.uint32))
         return lax.psum(sums, names) if names else sums
 

@@ -1,17 +1,25 @@
 """One leaf of directions that is not stored: keys and scales, from which entries are drawn where they are used."""
 
+import dataclasses
 import functools
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from jaxscape.shards._mesh import put
 from jaxscape.shards._noise import normal
 from jaxscape.shards._parts import Part, filled, on_shards, rows_of
+
+
+def _on_one_device(x: Array) -> Array:
+    several = isinstance(x, jax.Array) and len(x.sharding.device_set) > 1
+    return jnp.asarray(np.asarray(x)) if several else x
 
 
 def is_drawn(x: Any) -> bool:
@@ -45,6 +53,23 @@ class Drawn:
             return None
         pairs = zip(self.part.spec, self.scales.shape[1:], strict=False)
         return PartitionSpec(*(names if length > 1 else None for names, length in pairs))
+
+    def placed(self, mesh: Mesh | None, spec: PartitionSpec | None) -> "Drawn":
+        """The same leaf cut over a mesh; for None whole.
+
+        Args:
+            mesh: The mesh.
+            spec: How the leaf is cut.
+
+        Returns:
+            The leaf, its keys on every device, its scales cut as the leaf.
+        """
+        other = dataclasses.replace(self, part=Part(self.part.shape, spec))
+        if mesh is None:
+            return jax.tree.map(_on_one_device, other)
+        scales = NamedSharding(mesh, PartitionSpec(None, *(other.cut_scales or ())))
+        keys = put(self.keys, NamedSharding(mesh, PartitionSpec()))
+        return dataclasses.replace(other, keys=keys, scales=put(self.scales, scales))
 
     def displaced(self, origin: Array, coords: Array) -> Array:
         """``origin + sum_k coords[k] * direction_k``, in at least float32, then in the dtype of the origin.

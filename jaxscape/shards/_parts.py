@@ -100,6 +100,8 @@ def filled(shape: Sequence[int], rows: Callable[[Any, int], Array], dtype: Any) 
     Returns:
         The array.
     """
+    if 0 in shape:
+        return jnp.zeros(shape, dtype)
     length, rest, count = _blocks(shape)
     if count == length:
         return rows(0, length).astype(dtype).reshape(shape)
@@ -112,7 +114,7 @@ def filled(shape: Sequence[int], rows: Callable[[Any, int], Array], dtype: Any) 
 
 
 def reduced_rows(shape: Sequence[int], rows: Callable[[Any, int], Any], axes: Sequence[int], kind: Kind) -> Any:
-    """The reduction of an array along axes, in blocks of rows.
+    """The reduction of an array that has entries along axes, in blocks of rows.
 
     Args:
         shape: The shape of the array.

@@ -125,7 +125,7 @@ def _is_first(leaf: jax.Array) -> bool:
 
 
 def _part(leaf: Any, index: Index) -> np.ndarray:
-    if not is_cut(leaf):
+    if not is_cut(leaf) or all(bounds == (0, n) for bounds, n in zip(index, leaf.shape, strict=True)):
         return np.asarray(leaf)
     shards = (shard for shard in leaf.addressable_shards if _bounds(shard.index, leaf.shape) == index)
     return np.asarray(next(shards).data)

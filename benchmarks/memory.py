@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-BATCH, CONTEXT, SEQUENCES = 2, 128, 64
+BATCH, CONTEXT, SEQUENCES = 8, 128, 64
 CASES = ("loss", "lazy", "stored", "lanczos")
-BASIS = 8  # vectors that Lanczos may keep
+BASIS = 6  # vectors that Lanczos may keep
 
 
 def memory(name: str) -> int:
@@ -64,16 +64,16 @@ def measure(case: str, devices: int, points: int, layers: int) -> None:
 
     params = jax.tree.map(place, gpt.params(size))
     total = sum(x.nbytes for x in jax.tree.leaves(params))
-    few, axis = (data[0][: 2 * BATCH],), (-1, 1, points)
+    few, axis = (data[0][:BATCH],), (-1, 1, points)
     grid = js.Grid.plane(axis, axis) if points else js.Grid((np.array([0.0, 1.0]), np.zeros(1)))
 
     def loss_alone() -> None:
         with jax.set_mesh(mesh):
-            batch = jax.device_put(data[0][:BATCH], NamedSharding(mesh, PartitionSpec()))
+            batch = jax.device_put(data[0][:BATCH], NamedSharding(mesh, PartitionSpec("fsdp")))
             program(params, (batch,)).block_until_ready()
 
     def lanczos() -> None:
-        options = {"max_matvecs": 12, "max_basis": BASIS, "batch_size": BATCH, "check": False, "progress": False}
+        options = {"max_matvecs": 6, "max_basis": BASIS, "batch_size": BATCH, "check": False, "progress": False}
         jax.block_until_ready(js.extreme_eigenvalues(params, loss, few, **options))
 
     def surface() -> None:

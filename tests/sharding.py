@@ -90,3 +90,24 @@ def loss_fn(params, batch):
     logits, labels = logits_of(params, batch), batch[1]
     loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[:, 0]
     return {"loss": loss, "accuracy": (logits.argmax(-1) == labels) * 1.0}
+
+
+def tiny(dtype=jnp.float64):
+    """Params, loss_fn and data of two layers, which compile in no time."""
+    keys = jax.random.split(jax.random.key(1), 3)
+    params = {
+        "conv": {"kernel": jax.random.normal(keys[0], (8, 16), dtype) / 3, "bias": jnp.full(16, 0.1, dtype)},
+        "out": {"kernel": jax.random.normal(keys[1], (16, 4), dtype) / 4},
+    }
+    data = np.asarray(jax.random.normal(keys[2], (20, 8), dtype)), np.arange(20) % 4
+    return params, tiny_loss, data
+
+
+def tiny_logits(params, batch):
+    """The outputs of the two layers."""
+    return jnp.tanh(batch[0] @ params["conv"]["kernel"] + params["conv"]["bias"]) @ params["out"]["kernel"]
+
+
+def tiny_loss(params, batch):
+    """The cross-entropy of each example."""
+    return -jnp.take_along_axis(jax.nn.log_softmax(tiny_logits(params, batch)), batch[1][:, None], 1)[:, 0]

@@ -29,7 +29,7 @@ def mean_loss(params, batch):
 
 def lanes(monkeypatch, count):
     for module in (_program, _product):
-        monkeypatch.setattr(module, "num_lanes", lambda mesh: count)
+        monkeypatch.setattr(module, "num_lanes", lambda mesh, params=(): count)
 
 
 def surface(loss_fn=loss, num=11, **options):

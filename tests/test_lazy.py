@@ -9,9 +9,9 @@ import jaxscape as js
 from jaxscape import checks, shards, trees
 from jaxscape.directions import LazyDirections, _random, as_directions
 from jaxscape.normalize import rescale
-from tests.sharding import cut, mesh, problem
+from tests.sharding import cut, mesh, tiny
 
-PARAMS, LOSS, DATA = problem()
+PARAMS, LOSS, DATA = tiny()
 LINE = js.Grid.line(-1, 1, 5)
 
 
@@ -73,7 +73,7 @@ def test_numbers_by_their_place_are_those_of_jax():
 
 def test_blocks_of_rows_change_nothing(monkeypatch):
     params = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(1, 70, 50))), "v": jnp.ones((7, 3))}
-    cases = [(norm, place) for norm in ("filter", "layer") for place in (lambda p: p, lambda p: cut(p, mesh("tensor")))]
+    cases = [("filter", lambda p: p), ("layer", lambda p: cut(p, mesh("tensor")))]
     monkeypatch.setattr(_random, "_SMALL", 100)  # `w` counts as large
     whole = [pair(place(params), norm=norm)[1].basis for norm, place in cases]
     monkeypatch.setattr("jaxscape.shards._parts.ROWS", 400)  # 8 of 70 rows, and the last block overlaps
@@ -229,13 +229,13 @@ def test_leaves_without_entries():
         "w": cut({"w": params["w"]}, own)["w"],
         "cut": jax.device_put(jnp.zeros((4, 0)), jax.sharding.NamedSharding(own, jax.sharding.PartitionSpec("fsdp"))),
     }
+    loss = lambda p, x: ((x @ p["w"]) ** 2).sum(-1)  # noqa: E731
     for p in (params, in_parts):
         stored, lazy = pair(p, ignore=None)
         equal(stored.basis, lazy.basis)
-        loss = lambda p, x: ((x @ p["w"]) ** 2).sum(-1)  # noqa: E731
-        ends = js.extreme_eigenvalues(p, loss, jnp.eye(4), progress=False)
-        assert float(ends.max_eigenvalue) == pytest.approx(0.5)
         assert trees.fingerprint(p)
+    ends = js.extreme_eigenvalues(in_parts, loss, jnp.eye(4), progress=False)
+    assert float(ends.max_eigenvalue) == pytest.approx(0.5)
 
 
 def test_params_that_are_cut_are_checked_as_others():

@@ -15,7 +15,7 @@ from jaxscape import engine, shards, trees
 from jaxscape.curvature import _product
 from jaxscape.objective import Objective, Placement
 from tests.problems import launch, slow_but
-from tests.sharding import MESHES, cut, logits_of, loss_fn, mesh, problem, specs
+from tests.sharding import MESHES, cut, loss_fn, mesh, problem, specs, tiny, tiny_logits, tiny_loss
 
 PARAMS, LOSS, DATA = problem()
 OTHER = jax.tree.map(lambda x: 1.1 * x + 0.05, PARAMS)
@@ -257,28 +257,46 @@ def test_wrong_meshes_and_loads():
 # Curvature
 
 
+TINY, TINY_LOSS, FEW_DATA = tiny()
+TINY_VECTOR = js.random_directions(7, TINY, num=1, norm=None, ignore=None)[0]
+
+
 def products(params):
-    yield js.hvp(LOSS, params, DATA)
-    yield js.hvp(LOSS, params, DATA, batch_size=7, linearize=False)
-    yield js.hvp(LOSSES["scalar"], params, DATA, batch_size=8, ignore="bias_norm")
-    yield js.hvp(LOSSES["weighted"], params, js.Stream([tuple(x[i : i + 7] for x in DATA) for i in range(0, 20, 7)]))
-    yield js.ggn_product(logits_of, lambda y, b: (y**2).sum(-1), params, DATA)
+    yield js.hvp(TINY_LOSS, params, FEW_DATA)
+    yield js.hvp(TINY_LOSS, params, FEW_DATA, batch_size=7, linearize=False)
+    yield js.hvp(lambda p, b: tiny_loss(p, b).mean(), params, FEW_DATA, batch_size=8, ignore="bias_norm")
+    yield js.hvp(
+        lambda p, b: {"loss": tiny_loss(p, b), "weight": b[1] + 1.0},
+        params,
+        js.Stream([tuple(x[i : i + 7] for x in FEW_DATA) for i in range(0, 20, 7)]),
+    )
+    yield js.ggn_product(tiny_logits, lambda y, b: (y**2).sum(-1), params, FEW_DATA)
 
 
 @pytest.mark.parametrize("name", slow_but(("points, fsdp",), MESHES))
-def test_products(name):  # five products of two sets of params compile: 8 s
-    params = cut(PARAMS, mesh(name))
-    for whole, product in zip(products(PARAMS), products(params), strict=True):
-        image = product(VECTOR)
-        same(image, whole(VECTOR))
+def test_products(name):  # five products of two sets of params compile: 4 s
+    params = cut(TINY, mesh(name))
+    for whole, product in zip(products(TINY), products(params), strict=True):
+        image = product(TINY_VECTOR)
+        same(image, whole(TINY_VECTOR))
         is_cut_like(image, params)
         assert repr(product) == repr(whole)
 
 
-@pytest.mark.parametrize("name", slow_but(("tensor",), MESHES))
-def test_spectra(name):  # the programs of a Krylov space with lists of leaves: 12 s
-    params = cut(PARAMS, mesh(name))
-    whole, operator = js.hvp(LOSS, PARAMS, DATA), js.hvp(LOSS, params, DATA)
+def test_both_ends_of_a_spectrum_with_a_restart():
+    params = cut(TINY, mesh("tensor"))
+    options = {"key": 1, "tol": 1e-4, "max_basis": 12, "progress": False}
+    a, b = (js.hvp(TINY_LOSS, p, FEW_DATA).extreme_eigenvalues(**options) for p in (params, TINY))
+    same((a.min_eigenvalue, a.max_eigenvalue), (b.min_eigenvalue, b.max_eigenvalue))
+    assert (int(a.num_matvecs), bool(a.converged)) == (int(b.num_matvecs), bool(b.converged))
+    is_cut_like(a.max_eigenvector, params)
+
+
+@pytest.mark.slow  # every program of `linalg` with lists of leaves: 15 s for each mesh
+@ALL
+def test_spectra(name):
+    params = cut(TINY, mesh(name))
+    whole, operator = js.hvp(TINY_LOSS, TINY, FEW_DATA), js.hvp(TINY_LOSS, params, FEW_DATA)
     for options in ({"tol": 1e-9, "max_matvecs": 300}, {"tol": 1e-4, "max_basis": 12}):  # the second one restarts
         a, b = (h.extreme_eigenvalues(key=1, progress=False, **options) for h in (operator, whole))
         same((a.min_eigenvalue, a.max_eigenvalue), (b.min_eigenvalue, b.max_eigenvalue))
@@ -290,7 +308,7 @@ def test_spectra(name):  # the programs of a Krylov space with lists of leaves: 
     a, b = (h.spectral_density(num_probes=2, num_steps=6, progress=False) for h in (operator, whole))
     np.testing.assert_allclose(a.density, b.density, rtol=1e-9, atol=1e-12)
     ends, expected = (
-        js.lanczos(h, p, key=2, tol=1e-9, max_matvecs=300) for h, p in ((operator, params), (whole, PARAMS))
+        js.lanczos(h, p, key=2, tol=1e-9, max_matvecs=300) for h, p in ((operator, params), (whole, TINY))
     )
     np.testing.assert_allclose(ends.max_eigenvalue, expected.max_eigenvalue, rtol=1e-10)
     v = np.linspace(-1, 1, whole.shape[0])
@@ -298,29 +316,29 @@ def test_spectra(name):  # the programs of a Krylov space with lists of leaves: 
 
 
 @pytest.mark.parametrize("name", slow_but(("points, fsdp",), MESHES))
-def test_an_eigenvalue_map(name, tmp_path):  # a map of whole params and one of params that are cut: 8 s
+def test_an_eigenvalue_map(name, tmp_path):  # a map of whole params and one of params that are cut: 5 s
     options = {"grid": js.Grid.line(0, 1, 2), "tol": 1e-6, "max_matvecs": 200, "progress": False}
-    whole = js.eigenvalue_map(PARAMS, LOSS, DATA, directions=[OTHER], **options)
-    params = cut(PARAMS, mesh(name))
+    whole = js.eigenvalue_map(TINY, TINY_LOSS, FEW_DATA, directions=[TINY_VECTOR], **options)
+    params = cut(TINY, mesh(name))
     for more in ({}, {"store": tmp_path / "map.zarr"}):
-        result = js.eigenvalue_map(params, LOSS, DATA, directions=[OTHER], **options, **more)
+        result = js.eigenvalue_map(params, TINY_LOSS, FEW_DATA, directions=[TINY_VECTOR], **options, **more)
         for variable in ("min_eigenvalue", "max_eigenvalue", "plane_hessian", "num_matvecs"):
             np.testing.assert_allclose(result[variable], whole[variable], rtol=1e-10, err_msg=variable)
         assert result.attrs["num_devices"] == mesh(name).size
 
 
 def test_a_loop_of_products_inside_jit():
-    params = cut(PARAMS, mesh("fsdp"))
-    operator = js.hvp(LOSS, params, DATA)
-    vector = cut(VECTOR, mesh("fsdp"))
+    params = cut(TINY, mesh("fsdp"))
+    operator = js.hvp(TINY_LOSS, params, FEW_DATA)
+    vector = cut(TINY_VECTOR, mesh("fsdp"))
     twice = jax.jit(lambda v: operator(operator(v)))(vector)
     same(twice, operator(operator(vector)), rtol=1e-9, atol=1e-12)
 
 
 def test_linear_functions_are_kept_in_parts(monkeypatch):
     monkeypatch.setattr(_product.Product, "_keeps", lambda *_: True)
-    product = js.hvp(LOSS, cut(PARAMS, mesh("fsdp")), DATA, batch_size=8)
-    same(product(VECTOR), js.hvp(LOSS, PARAMS, DATA, batch_size=8)(VECTOR))
+    product = js.hvp(TINY_LOSS, cut(TINY, mesh("fsdp")), FEW_DATA, batch_size=8)
+    same(product(TINY_VECTOR), js.hvp(TINY_LOSS, TINY, FEW_DATA, batch_size=8)(TINY_VECTOR))
 
 
 # Paths
@@ -345,11 +363,12 @@ def test_principal_directions(name, center):
 
 
 def test_a_trajectory():
-    path = [cut(params, mesh("tensor")) for params in PATH]
-    directions = js.random_directions(0, PATH[-1])
-    whole = js.trajectory(PATH, LOSS, DATA, directions=directions, points=3, progress=False)
+    steps = [jax.tree.map(lambda x, i=i: x + 0.1 * i * jnp.sin(7 * x), TINY) for i in range(4)]
+    path = [cut(params, mesh("tensor")) for params in steps]
+    directions = js.random_directions(0, steps[-1])
+    whole = js.trajectory(steps, TINY_LOSS, FEW_DATA, directions=directions, points=3, progress=False)
     for own in (directions, js.random_directions(0, path[-1], lazy=True)):
-        result = js.trajectory(path, LOSS, DATA, directions=own, points=3, progress=False)
+        result = js.trajectory(path, TINY_LOSS, FEW_DATA, directions=own, points=3, progress=False)
         for variable in ("coordinates", "distance", "off_plane_distance", "true_loss", "in_plane_loss", "loss"):
             np.testing.assert_allclose(result[variable], whole[variable], rtol=1e-9, atol=1e-12, err_msg=variable)
 

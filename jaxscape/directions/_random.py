@@ -207,7 +207,7 @@ def _stored(keys: Key[Array, " num"], leaf: Array, norm: Norm | None, reason: st
     if not is_threefry(keys) and not is_cut(leaf):
         return _rescaled(_noise(keys, leaf.size, dtype), leaf, norm, filters.axes)
     if not is_cut(leaf) and leaf.size <= _SMALL:
-        return _rescaled(_first_numbers(key_words(keys), dtype), leaf, norm, filters.axes)
+        return _rescaled(_first_numbers(key_words(keys), _SMALL, dtype), leaf, norm, filters.axes)
     if norm == "weight":
         return _product(_unscaled(keys, leaf), leaf)
     return _all_entries(_drawn(keys, leaf, norm, None, filters))
@@ -227,10 +227,10 @@ def _unscaled(keys: Key[Array, " num"], leaf: Array) -> Array:
 _all_entries = jax.jit(lambda drawn: drawn.stored())
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
-def _first_numbers(words: Array, dtype: Any) -> Float[Array, "num small"]:
+@functools.partial(jax.jit, static_argnames=("count", "dtype"))
+def _first_numbers(words: Array, count: int, dtype: Any) -> Float[Array, "num count"]:
     """By their place, as those of a leaf that is cut: `jax.random` goes by ``jax_threefry_partitionable``."""
-    return jax.lax.map(lambda own: normal(own, jnp.arange(_SMALL, dtype=jnp.uint32), dtype), words)
+    return jax.lax.map(lambda own: normal(own, jnp.arange(count, dtype=jnp.uint32), dtype), words)
 
 
 @functools.partial(jax.jit, static_argnames=("count", "dtype"))

@@ -9,6 +9,7 @@ import jaxscape as js
 from jaxscape import checks, shards, trees
 from jaxscape.directions import LazyDirections, _random, as_directions
 from jaxscape.normalize import rescale
+from tests.problems import slow_but
 from tests.sharding import cut, mesh, tiny
 
 PARAMS, LOSS, DATA = tiny()
@@ -26,7 +27,7 @@ def pair(params=PARAMS, key=3, **options):
     )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("dtype", slow_but(("float32", "bfloat16"), ["float32", "float64", "bfloat16"]))
 @pytest.mark.parametrize("ignore", ["bias_norm", None])
 def test_entries_are_those_that_are_stored(dtype, ignore):
     params = jax.tree.map(lambda x: x.astype(dtype), PARAMS)
@@ -39,8 +40,8 @@ def test_entries_are_those_that_are_stored(dtype, ignore):
     assert jax.tree.leaves(lazy.basis)[0].dtype == jnp.promote_types(dtype, jnp.float32)
 
 
-@pytest.mark.parametrize("norm", ["layer", "dfilter", "dlayer", None])
-@pytest.mark.parametrize("where", [None, "fsdp", "tensor"])
+@pytest.mark.parametrize("norm", slow_but(("layer", None), ["layer", "dfilter", "dlayer", None]))
+@pytest.mark.parametrize("where", slow_but(("tensor",), [None, "fsdp", "tensor"]))
 def test_every_norm_however_params_are_cut(norm, where):
     params = PARAMS if where is None else cut(PARAMS, mesh(where))
     whole, _ = pair(norm=norm)
@@ -206,8 +207,8 @@ def test_float64_without_x64_is_refused():
                 use()
 
 
-@pytest.mark.parametrize("made", [None, "fsdp", "tensor"])
-@pytest.mark.parametrize("used", [None, "fsdp", "tensor"])
+@pytest.mark.parametrize("made", slow_but((None, "tensor"), [None, "fsdp", "tensor"]))
+@pytest.mark.parametrize("used", slow_but((None, "fsdp"), [None, "fsdp", "tensor"]))
 def test_lazy_directions_go_where_params_are(made, used):
     place = lambda params, name: params if name is None else cut(params, mesh(name))  # noqa: E731
     lazy = js.random_directions(3, place(PARAMS, made), lazy=True)

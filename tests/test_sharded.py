@@ -23,6 +23,7 @@ LINE = js.Grid.line(-1, 1, 3)
 PLANE = js.Grid.plane((-1, 1, 3), (0, 1, 2))
 VECTOR = js.random_directions(7, PARAMS, num=1, norm=None, ignore=None)[0]
 FEW = pytest.mark.parametrize("name", slow_but(("tensor", "points, fsdp"), MESHES))
+ONE = pytest.mark.parametrize("name", slow_but(("points, fsdp",), MESHES))
 ALL = pytest.mark.parametrize("name", MESHES)
 
 
@@ -65,7 +66,7 @@ def with_constraints(form):
 # Surfaces
 
 
-@ALL
+@FEW
 def test_a_surface(name):
     params, whole = cut(PARAMS, mesh(name)), js.surface(PARAMS, LOSS, DATA, grid=PLANE, progress=False)
     directions = js.random_directions(0, params)
@@ -76,7 +77,7 @@ def test_a_surface(name):
     same_results(js.surface(params, LOSS, DATA, directions=directions, grid=PLANE, progress=False), whole)
 
 
-@FEW
+@ONE
 def test_float32(name):
     params, loss, data = problem(jnp.float32)
     whole = js.surface(params, loss, data, grid=LINE, directions=[OTHER], progress=False)
@@ -84,7 +85,7 @@ def test_float32(name):
     np.testing.assert_allclose(result.loss, whole.loss, rtol=1e-6)
 
 
-@FEW
+@ONE
 def test_an_interpolation(name):
     params, other = cut(PARAMS, mesh(name)), cut(OTHER, mesh(name))
     whole = js.interpolate(PARAMS, OTHER, LOSS, DATA, grid=LINE, progress=False)
@@ -273,7 +274,7 @@ def products(params):
     yield js.ggn_product(tiny_logits, lambda y, b: (y**2).sum(-1), params, FEW_DATA)
 
 
-@pytest.mark.parametrize("name", slow_but(("points, fsdp",), MESHES))
+@ONE
 def test_products(name):  # five products of two sets of params compile: 4 s
     params = cut(TINY, mesh(name))
     for whole, product in zip(products(TINY), products(params), strict=True):
@@ -315,7 +316,7 @@ def test_spectra(name):
     np.testing.assert_allclose(operator.to_scipy().matvec(v), whole.to_scipy().matvec(v), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", slow_but(("points, fsdp",), MESHES))
+@ONE
 def test_an_eigenvalue_map(name, tmp_path):  # a map of whole params and one of params that are cut: 5 s
     options = {"grid": js.Grid.line(0, 1, 2), "tol": 1e-6, "max_matvecs": 200, "progress": False}
     whole = js.eigenvalue_map(TINY, TINY_LOSS, FEW_DATA, directions=[TINY_VECTOR], **options)
@@ -335,6 +336,7 @@ def test_a_loop_of_products_inside_jit():
     same(twice, operator(operator(vector)), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_linear_functions_are_kept_in_parts(monkeypatch):
     monkeypatch.setattr(_product.Product, "_keeps", lambda *_: True)
     product = js.hvp(TINY_LOSS, cut(TINY, mesh("fsdp")), FEW_DATA, batch_size=8)
@@ -350,7 +352,7 @@ PATH = [
 ]
 
 
-@FEW
+@ONE
 @pytest.mark.parametrize("center", ["last", "mean"])
 def test_principal_directions(name, center):
     path = [cut(params, mesh(name)) for params in PATH]
@@ -389,7 +391,9 @@ def test_orbax_gives_each_device_its_part(tmp_path):
 # Fingerprints
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64", "int32", "bool"])
+@pytest.mark.parametrize(
+    "dtype", slow_but(("bfloat16", "float64"), ["float32", "bfloat16", "float64", "int32", "bool"])
+)
 def test_a_digest_is_that_of_the_contents_however_they_are_cut(dtype):
     rng = np.random.default_rng(0)
     whole = jnp.asarray(rng.normal(size=(8, 12, 4)) > 0 if dtype == "bool" else 9 * rng.normal(size=(8, 12, 4))).astype(

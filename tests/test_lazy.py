@@ -72,6 +72,7 @@ def test_numbers_by_their_place_are_those_of_jax():
     assert float(beyond[2]) != float(whole[0])  # a place beyond 32 bits is no place at the beginning
 
 
+@pytest.mark.slow  # every program twice: 9 s
 def test_blocks_of_rows_change_nothing(monkeypatch):
     params = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(1, 70, 50))), "v": jnp.ones((7, 3))}
     cases = [("filter", lambda p: p), ("layer", lambda p: cut(p, mesh("tensor")))]
@@ -221,6 +222,7 @@ def test_lazy_directions_go_where_params_are(made, used):
     assert list(lazy.explain(own).rule) == list(lazy.rules)
 
 
+@pytest.mark.slow  # a Krylov space: 8 s
 def test_leaves_without_entries():
     params = {"none": jnp.zeros((0, 5)), "also": jnp.zeros(0), "w": jnp.ones((4, 3))}
     own = mesh("fsdp")

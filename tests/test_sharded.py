@@ -22,7 +22,6 @@ OTHER = jax.tree.map(lambda x: 1.1 * x + 0.05, PARAMS)
 LINE = js.Grid.line(-1, 1, 3)
 PLANE = js.Grid.plane((-1, 1, 3), (0, 1, 2))
 VECTOR = js.random_directions(7, PARAMS, num=1, norm=None, ignore=None)[0]
-FEW = pytest.mark.parametrize("name", slow_but(("tensor", "points, fsdp"), MESHES))
 ONE = pytest.mark.parametrize("name", slow_but(("points, fsdp",), MESHES))
 ALL = pytest.mark.parametrize("name", MESHES)
 
@@ -66,7 +65,7 @@ def with_constraints(form):
 # Surfaces
 
 
-@FEW
+@ONE
 def test_a_surface(name):
     params, whole = cut(PARAMS, mesh(name)), js.surface(PARAMS, LOSS, DATA, grid=PLANE, progress=False)
     directions = js.random_directions(0, params)
@@ -316,7 +315,8 @@ def test_spectra(name):
     np.testing.assert_allclose(operator.to_scipy().matvec(v), whole.to_scipy().matvec(v), rtol=1e-9, atol=1e-12)
 
 
-@ONE
+@pytest.mark.slow
+@ALL
 def test_an_eigenvalue_map(name, tmp_path):  # a map of whole params and one of params that are cut: 5 s
     options = {"grid": js.Grid.line(0, 1, 2), "tol": 1e-6, "max_matvecs": 200, "progress": False}
     whole = js.eigenvalue_map(TINY, TINY_LOSS, FEW_DATA, directions=[TINY_VECTOR], **options)
@@ -364,6 +364,7 @@ def test_principal_directions(name, center):
         is_cut_like(directions.basis, path[0], (None,))
 
 
+@pytest.mark.slow  # two trajectories and one of whole params: 7 s
 def test_a_trajectory():
     steps = [jax.tree.map(lambda x, i=i: x + 0.1 * i * jnp.sin(7 * x), TINY) for i in range(4)]
     path = [cut(params, mesh("tensor")) for params in steps]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jaxscape.runs import load_run
     from jaxscape.surfaces import surface
     from jaxscape.sweep import load
-    from jaxscape.trajectories import checkpoints, pca_directions, project, trajectory
+    from jaxscape.trajectories import Recorder, checkpoints, pca_directions, project, trajectory
     from jaxscape.weights import weight_histogram, weight_norms
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Directions",
     "Grid",
     "Operator",
+    "Recorder",
     "Spec",
     "Stream",
     "align",
@@ -89,7 +90,7 @@ _NAMES = {
     "runs": ("load_run",),
     "surfaces": ("surface",),
     "sweep": ("load",),
-    "trajectories": ("checkpoints", "pca_directions", "project", "trajectory"),
+    "trajectories": ("Recorder", "checkpoints", "pca_directions", "project", "trajectory"),
     "weights": ("weight_histogram", "weight_norms"),
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names}

@@ -80,6 +80,17 @@ def of_type(kinds: tuple[type, ...], expected: str, *, optional: bool = False) -
     return rule
 
 
+def one_of(*choices: str) -> Rule:
+    """A rule for names out of a few."""
+    expected = f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
+
+    def rule(value: Any, name: str) -> None:
+        if value not in choices:
+            raise ValueError(f"{name} is {_brief(value)}, expected {expected}.")
+
+    return rule
+
+
 def check_path(value: Any, name: str) -> None:
     """Check that a value can be the path of a folder.
 
@@ -151,7 +162,9 @@ _FLAG = of_type((bool, np.bool_), "True or False")
 _CHOICE = of_type((bool, np.bool_), "True, False", optional=True)
 _TEXT = of_type((str,), "a name")
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("num", "k", "num_matvecs", "columns"), count(1)),
+    **dict.fromkeys(("num", "k", "num_matvecs", "columns", "every", "num_projections"), count(1)),
+    "basis": one_of("device", "bfloat16", "host"),
+    "keep": one_of("differences", "projections"),
     **dict.fromkeys(("subset", "max_matvecs", "max_basis", "num_seeds"), count(1, optional=True)),
     "outliers": count(0),
     **dict.fromkeys(("tol", "rho", "epsilon", "level"), number(positive=True)),

@@ -256,7 +256,7 @@ def _cure(bytes_of: dict[str, int], free: int, call: Call, lazy: bool, placement
     if call == "surface" and not lazy and bytes_of["directions"]:
         cures.append(f"lazy=True spares {_gigabytes(bytes_of['directions']).strip()}")
     if call == "eigenvalues":
-        cures.append("a smaller max_basis")
+        cures.append('a smaller max_basis, or basis="host"')
     if bytes_of["activations"] > lacking / 2:
         cures.append("a smaller batch_size")
     if bytes_of["data"] > lacking / 2:

@@ -105,6 +105,10 @@ class Subspace(NamedTuple):
         """The dtype of a flat vector, at least float32."""
         return jnp.result_type(jnp.float32, *(d for d, free in zip(self.dtypes, self.free, strict=True) if free))
 
+    def free_leaves(self, params: Params) -> list[Array]:
+        """The leaves of params in the vector, as they are."""
+        return [x for x, free in zip(jax.tree.leaves(params), self.free, strict=True) if free]
+
     def split(self, params: Params) -> tuple[list[Array], list[Array]]:
         """Split params into the leaves in the vector, cast to at least float32, and the other leaves."""
         leaves = list(zip(jax.tree.leaves(params), self.free, strict=True))
@@ -144,6 +148,11 @@ class Subspace(NamedTuple):
             for shape, dtype, free in zip(self.shapes, zeros, self.free, strict=True)
         ]
         return self.place(jax.tree.unflatten(self.treedef, leaves))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def embed_rows(self, rows: Vector) -> Params:
+        """The pytrees of several vectors, along a leading axis of each leaf."""
+        return jax.vmap(self.embed)(rows)
 
     @functools.partial(jax.jit, static_argnums=0)
     def extract(self, tree: Params) -> Vector:

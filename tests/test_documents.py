@@ -39,7 +39,12 @@ def test_the_readmes_example():
     plt.close("all")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.stem)
+# That of large models compiles programs of GPT-2, which takes a minute.
+PAGES = [pytest.param(path, marks=[pytest.mark.slow] * (path.stem == "large-models"), id=path.stem)
+         for path in sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PAGES)
 def test_the_code_of_a_page(path):
     with jax.enable_x64(False):
         for code in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):

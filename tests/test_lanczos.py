@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxscape.linalg import _krylov as krylov
 from jaxscape.linalg import _ritz as ritz
 from jaxscape.linalg import _vectors, lanczos
+from jaxscape.linalg._bases import OnDevice
 from tests.problems import slow_but, slow_unless
 
 NEAR = np.linspace(0, 1e-3, 10)
@@ -140,11 +141,12 @@ def test_the_basis_is_orthonormal_and_the_recurrence_holds():
     a = matrix(np.geomspace(1e-3, 1e3, 80)).astype(jnp.float32)
     m, num = 30, 2
     first = jnp.zeros(len(a), a.dtype).at[0].set(1)
-    space = krylov._empty(first, _vectors.zero_rows(first, m), jax.random.key(0), m + 12)
+    kept = OnDevice(None, first.dtype)
+    space = kept.begin(first, m, jax.random.key(0), m + 12)
     for steps in range(1, m + 12):  # it restarts after 30
-        space = krylov._extend(space, a @ space.vector)
+        space = kept.extend(space, a @ space.vector)
         scale = float(space.scale)  # of what the space has of the operator
-        space = krylov._restart(space, num=num, which="BE") if space.size == m else space
+        space = kept.restart(space, num, "BE") if space.size == m else space
         size = int(space.size)
         basis = np.vstack([np.asarray(space.basis)[:size], space.vector])  # no program for each size
         np.testing.assert_allclose(basis @ basis.T, np.eye(size + 1), atol=5e-6)
@@ -262,10 +264,11 @@ def test_the_growth_is_that_of_every_eigenvector(steps):
     spectrum = jnp.asarray(spectrum)
     first = jax.random.normal(jax.random.key(0), spectrum.shape)
     first = first / jnp.linalg.norm(first)
-    space = krylov._empty(jnp.array(first), _vectors.zero_rows(first, 10), jax.random.key(0), steps)
+    basis = OnDevice(None, first.dtype)
+    space = basis.begin(jnp.array(first), 10, jax.random.key(0), steps)
     for _ in range(steps):  # it restarts after 10
-        space = krylov._restart(space, num=2, which="BE") if space.size == 10 else space
-        space = krylov._extend(space, spectrum * space.vector)
+        space = basis.restart(space, 2, "BE") if space.size == 10 else space
+        space = basis.extend(space, spectrum * space.vector)
     rows = np.vstack([np.asarray(space.basis)[: int(space.size)], space.vector])
     expected = np.log(np.linalg.norm(rows, axis=0) / np.abs(first))
     pairs = ritz.ritz_pairs(space, 2, "BE")

@@ -449,11 +449,19 @@ for name, axes, shape in (("fsdp", ("fsdp",), (4,)), ("tensor", ("rows", "column
     results[f"{name} directions"] = whole(directions.basis)
     ends = operator.extreme_eigenvalues(tol=1e-9, max_matvecs=300, progress=False)
     results[f"{name} ends"] = np.array([ends.min_eigenvalue, ends.max_eigenvalue])
+    ends = operator.extreme_eigenvalues(tol=1e-9, max_matvecs=300, max_basis=12, basis="host", progress=False)
+    results[f"{name} host ends"] = np.array([ends.min_eigenvalue, ends.max_eigenvalue])
     results[f"{name} trace"] = np.array(operator.trace(num_matvecs=9, progress=False)[:2])
     path = [cut(p, own) for p in PATH]
     pca, ratio = js.pca_directions(path, progress=False)
     results[f"{name} pca"], results[f"{name} ratio"] = whole(pca.basis), ratio
     results[f"{name} project"] = js.project(path, path[-1], pca, progress=False).coordinates
+    recorder = js.Recorder(path[0], folder=f"{out}/{name}-path")
+    for p in path[1:]:
+        recorder(p)
+    recorder = js.Recorder(path[0], folder=f"{out}/{name}-path")
+    results[f"{name} recorded"] = np.stack([whole(p) for p in recorder])
+    results[f"{name} distance"] = recorder.dataset().distance
     if name in ("tensor", "points"):
         curvature = js.eigenvalue_map(params, LOSS, DATA, directions=directions, tol=1e-6, max_matvecs=200,
                                       store=f"{out}/{name}-map.zarr", **options)
@@ -474,6 +482,9 @@ def test_two_processes_each_with_parts_of_params(tmp_path):
     ends = operator.extreme_eigenvalues(tol=1e-9, max_matvecs=300, progress=False)
     pca, ratio = js.pca_directions(PATH, progress=False)
     surface = js.surface(PARAMS, LOSS, DATA, directions=directions, **options).loss
+    recorder = js.Recorder(PATH[0])
+    for params in PATH[1:]:
+        recorder(params)
     expected = {
         "surface": surface,
         "lazy": surface,
@@ -481,6 +492,8 @@ def test_two_processes_each_with_parts_of_params(tmp_path):
         "product": flat(operator(VECTOR)),
         "directions": flat(directions.basis),
         "ends": [ends.min_eigenvalue, ends.max_eigenvalue],
+        "recorded": np.stack([flat(p) for p in recorder]),
+        "distance": recorder.dataset().distance,
         "trace": operator.trace(num_matvecs=9, progress=False)[:2],
         "pca": flat(pca.basis),
         "ratio": ratio,

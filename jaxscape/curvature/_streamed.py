@@ -12,7 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 from jaxscape.curvature._batches import Stack, choose_batch_size, stacks_of
 from jaxscape.curvature._forms import Form, Source
 from jaxscape.curvature._totals import BY_EXAMPLES, Total, ends, shares_of
-from jaxscape.objective import DATA_AXIS, Placement, gather, num_examples, num_lanes, own_mesh, place, start
+from jaxscape.objective import DATA_AXIS, Placement, num_examples, num_lanes, own_mesh, place, start
+from jaxscape.shards import gather
 from jaxscape.subspace import Subspace
 from jaxscape.types import Params, Vector
 

@@ -17,8 +17,8 @@ from jaxscape.engine._program import Load, Program
 from jaxscape.engine._result import Estimate, Evaluation, add_terms
 from jaxscape.engine._strategy import choose_load
 from jaxscape.engine._summary import SUMS, from_device, join, mean_and_stderr
-from jaxscape.objective import Objective, Term, gather
-from jaxscape.shards import mesh_of_shards
+from jaxscape.objective import Objective, Term
+from jaxscape.shards import gather, mesh_of_shards
 from jaxscape.types import Params
 
 Loads = tuple[int | None, int | None] | Mapping[str, tuple[int | None, int | None]]

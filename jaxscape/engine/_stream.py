@@ -12,7 +12,8 @@ from jaxscape.engine._program import Load, Program
 from jaxscape.engine._record import Record
 from jaxscape.engine._source import Blocks, Place
 from jaxscape.engine._summary import from_device, join
-from jaxscape.objective import Term, gather
+from jaxscape.objective import Term
+from jaxscape.shards import gather
 
 
 class StreamSource:

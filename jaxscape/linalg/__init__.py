@@ -1,5 +1,6 @@
 """Eigenpairs, trace and spectral density of any symmetric operator; it knows no loss and no data."""
 
+from jaxscape.linalg._bases import Storage
 from jaxscape.linalg._density import check_density_options
 from jaxscape.linalg._eigen import Eigenpairs, Extremes, check_eigenpairs_options
 from jaxscape.linalg._krylov import check_options, krylov
@@ -14,6 +15,7 @@ __all__ = [
     "Goal",
     "Matvec",
     "Operator",
+    "Storage",
     "Trace",
     "Which",
     "check_density_options",

@@ -1,6 +1,6 @@
 """The density of the eigenvalues of a symmetric operator from random probes."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -9,6 +9,7 @@ import xarray as xr
 from jaxtyping import PRNGKeyArray
 
 from jaxscape.checks import as_key
+from jaxscape.linalg._bases import Storage
 from jaxscape.linalg._krylov import quadrature
 from jaxscape.linalg._progress import counted, product_bar
 from jaxscape.linalg._trace import standard_error
@@ -26,6 +27,7 @@ def spectral_density(
     num_points: int,
     sigma: float | None,
     key: PRNGKeyArray | int,
+    basis: Storage,
     progress: bool | None,
 ) -> xr.Dataset:
     """The density by stochastic Lanczos quadrature; see `Operator.spectral_density`."""
@@ -33,7 +35,10 @@ def spectral_density(
     size, keys = operator.subspace.size, jax.random.split(as_key(key), (num_probes, 2))
     with product_bar(num_probes * min(num_steps, size), progress) as bar, within(operator.subspace.mesh):
         matvec = counted(operator.matvec, bar)
-        rules = [quadrature(matvec, operator.subspace.normal(first), later, num_steps) for first, later in keys]
+        options: dict[str, Any] = {"specs": operator.subspace.free_specs, "storage": basis}
+        rules = [
+            quadrature(matvec, operator.subspace.normal(first), later, num_steps, **options) for first, later in keys
+        ]
     nodes, weights = (np.array([np.asarray(x) for x in column], np.float64) for column in zip(*rules, strict=True))
     low, high = nodes.min(), nodes.max()
     sigma = sigma or max((high - low) / 100, 1e-6 * max(abs(low), abs(high)), float(np.finfo(np.float32).tiny))

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxscape.checks import as_key
 from jaxscape.directions import Directions
+from jaxscape.linalg._bases import Storage
 from jaxscape.linalg._krylov import Pairs, check_options, krylov
 from jaxscape.linalg._progress import counted, product_bar
 from jaxscape.linalg._ritz import Goal, Which
@@ -93,12 +94,13 @@ def extreme_eigenvalues(
     tol: float,
     max_matvecs: int,
     max_basis: int,
+    basis: Storage,
     progress: bool | None,
 ) -> Extremes:
     """Both ends of the spectrum; see `Operator.extreme_eigenvalues`."""
     first, later = jax.random.split(as_key(key))
     check_options(2, max_matvecs, tol, max_basis)
-    pairs = _found(operator, first, later, Goal(2, "BE", tol), max_matvecs, max_basis, progress)
+    pairs = _found(operator, first, later, Goal(2, "BE", tol), max_matvecs, max_basis, basis, progress)
     return as_extremes(pairs, operator.subspace)
 
 
@@ -109,17 +111,15 @@ def _found(
     goal: Goal,
     max_matvecs: int,
     max_basis: int,
+    storage: Storage,
     progress: bool | None,
 ) -> Pairs:
     """The pairs of an operator, with a progress bar."""
     subspace = operator.subspace
     with product_bar(max_matvecs, progress) as bar, within(subspace.mesh):
         matvec = counted(operator.matvec, bar)
-        budget: dict[str, Any] = {"max_matvecs": max_matvecs, "max_basis": max_basis}
+        budget: dict[str, Any] = {"max_matvecs": max_matvecs, "max_basis": max_basis, "storage": storage}
         return krylov(matvec, subspace.normal(first), later, goal, specs=subspace.free_specs, **budget)
-
-
-_embed_rows = jax.jit(lambda subspace, rows: jax.vmap(subspace.embed)(rows), static_argnums=0)
 
 
 def as_extremes(pairs: Pairs, subspace: Subspace) -> Extremes:
@@ -149,6 +149,7 @@ def top_eigenpairs(
     tol: float,
     max_matvecs: int | None,
     max_basis: int | None,
+    basis: Storage,
     progress: bool | None,
 ) -> Eigenpairs:
     """Some eigenpairs; see `Operator.top_eigenpairs`."""
@@ -156,10 +157,10 @@ def top_eigenpairs(
     size = operator.subspace.size
     if k > size:
         raise ValueError(f"k is {k}, expected between 1 and the {size} entries of params.")
-    matvecs, basis = _matvecs_and_basis(k, max_matvecs, max_basis)
+    matvecs, rows = _matvecs_and_basis(k, max_matvecs, max_basis)
     first, later = jax.random.split(as_key(key))
-    pairs = _found(operator, first, later, Goal(int(k), which, tol), matvecs, basis, progress)
-    vectors = _embed_rows(operator.subspace, pairs.vectors)
+    pairs = _found(operator, first, later, Goal(int(k), which, tol), matvecs, rows, basis, progress)
+    vectors = operator.subspace.embed_rows(pairs.vectors)
     directions = Directions(vectors, recipe=(("directions", f"eigenvectors {which}"),))
     values, residuals, converged = fetch((pairs.values, pairs.residuals, pairs.converged))
     return Eigenpairs(values, directions, residuals, converged, int(pairs.num_matvecs))

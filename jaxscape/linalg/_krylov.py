@@ -24,7 +24,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxscape.linalg import _vectors as vectors
-from jaxscape.linalg._ritz import Goal, Ritz, Space, Which, complete, errors, gaps, negligible, ritz_pairs, small
+from jaxscape.linalg._bases import Storage, basis_in
+from jaxscape.linalg._ritz import Goal, Ritz, Space, complete, errors, gaps, known, negligible, ritz_pairs, small
 from jaxscape.types import Vector
 
 _NOISE = 3.0  # its norm over that of a start: residuals fell as fast as with 0.1, and what is missing showed sooner
@@ -52,6 +53,7 @@ def krylov(
     max_basis: int,
     start: Vector | None = None,
     specs: vectors.Specs = None,
+    storage: Storage = "device",
     similar: tuple[Float[Array, " num"], Float[Array, " num"]] | None = None,
 ) -> Pairs:
     """Some eigenpairs of a symmetric operator on vectors, as `lanczos` finds them.
@@ -67,6 +69,7 @@ def krylov(
         start: Where to look first beside the noise, say the sum of a neighbour's eigenvectors: residuals are small
             sooner. Whether something is missing rests on the noise alone.
         specs: How each leaf of a vector is cut over the ambient mesh; None: vectors are flat.
+        storage: Where the space is kept.
         similar: The values of an operator much like this one, and how far they are there from others, for the errors:
             a small space knows few of the others. Gaps count less twice what the values differ by.
 
@@ -79,24 +82,25 @@ def krylov(
     num, which = goal.num, goal.which
     check_options(num, max_matvecs, goal.tol, max_basis)
     rows, dtype = min(max_basis - 2, vectors.size(noise)), vectors.dtype(noise)
+    basis = basis_in(storage, noise, specs)
     first, log_odds = _first(noise, start, goal.risk)
     del noise, start
-    space = _empty(first, vectors.zero_rows(first, rows), key, max_matvecs)._replace(log_odds=log_odds)
+    space = basis.begin(first, rows, key, max_matvecs)._replace(log_odds=log_odds)
     similar = similar or (jnp.zeros(num, dtype), jnp.full(num, jnp.inf, dtype))
     del first
 
     def grow(space: Space) -> Space:
-        space = _judged(_extend(space, _image(matvec, space.vector)), goal, max_matvecs - num, similar)
+        space = _judged(basis.extend(space, _image(matvec, space.vector)), goal, max_matvecs - num, similar)
         exhausted, full = _flags(space)
-        space = _if(exhausted, _go_on, space)
-        return _if(full, functools.partial(_restart, num=num, which=which, specs=specs), space)
+        space = _if(exhausted, basis.go_on, space)
+        return _if(full, functools.partial(basis.restart, num=num, which=which), space)
 
     space = _until_done(grow, space)
     answer = _answer(space, goal, similar)
-    del space  # the basis
-    found = _of_norm_one(answer.vectors)
+    found = _of_norm_one(basis.combined(space, answer.coordinates))
+    del space, basis
     measured = [_measured(v, matvec(v), answer.scale) for v in vectors.rows_of(found)]
-    values, residuals, off, converged = _judged_pairs(measured, answer._replace(vectors=None), goal)
+    values, residuals, off, converged = _judged_pairs(measured, answer, goal)
     return Pairs(values, found, residuals, off, answer.gaps * answer.scale, converged, answer.matvecs)
 
 
@@ -123,7 +127,12 @@ def check_options(num: int, max_matvecs: int, tol: float, max_basis: int) -> Non
 
 
 def quadrature(
-    matvec: Callable[[Vector], Vector], first: Vector, key: PRNGKeyArray, steps: int
+    matvec: Callable[[Vector], Vector],
+    first: Vector,
+    key: PRNGKeyArray,
+    steps: int,
+    specs: vectors.Specs = None,
+    storage: Storage = "device",
 ) -> tuple[Float[Array, " steps"], Float[Array, " steps"]]:
     """Nodes and weights of the Gauss quadrature that Lanczos makes of a vector (Golub and Meurant 2010).
 
@@ -135,16 +144,19 @@ def quadrature(
         first: The vector, of any norm; it is used up as in `krylov`.
         key: Of the vectors with which it goes on from an invariant subspace.
         steps: Products; at most n are made.
+        specs: How each leaf of a vector is cut over the ambient mesh; None: vectors are flat.
+        storage: Where the space is kept.
 
     Returns:
         As many nodes, ascending, and their weights, which sum to 1.
     """
     steps = min(steps, vectors.size(first))
-    space = _empty(first, vectors.zero_rows(first, steps), key, steps)
+    basis = basis_in(storage, first, specs)
+    space = basis.begin(first, steps, key, steps)
 
     def grow(space: Space) -> Space:
-        space = _counted(_extend(space, _image(matvec, space.vector)), steps)
-        return _if(_flags(space)[0], _go_on, space)
+        space = _counted(basis.extend(space, _image(matvec, space.vector)), steps)
+        return _if(_flags(space)[0], basis.go_on, space)
 
     return _quadrature(_until_done(grow, space))
 
@@ -163,32 +175,11 @@ def _first(noise: Vector, start: Vector | None, risk: float) -> tuple[Vector, Ar
     return vectors.over(vector, norm), jnp.log(norm / scale * math.sqrt(2 / math.pi) / risk)
 
 
-@functools.partial(jax.jit, static_argnames="products", donate_argnums=(0, 1))
-def _empty(first: Vector, basis: Vector, key: PRNGKeyArray, products: int) -> Space:
-    """The space of one vector, in one allocation."""
-    dtype, rows = vectors.dtype(first), len(jax.tree.leaves(basis)[0])
-    zero, count = jnp.zeros((), dtype), jnp.zeros((), int)
-    return Space(
-        basis=basis,
-        vector=vectors.over(first, vectors.norm(first)),
-        projected=jnp.zeros((rows, rows), dtype),
-        scale=zero,
-        size=count,
-        left=zero,
-        discarded=jnp.zeros(products + rows, dtype),  # a restart writes `rows` of them at once
-        log_norms=zero,
-        log_odds=zero,
-        matvecs=count,
-        done=jnp.zeros((), bool),
-        key=key,
-    )
-
-
 class _Answer(NamedTuple):
-    """The vectors of the best Ritz values, and what is known of the space when it is gone.
+    """The best Ritz vectors, and what is known of the space when it is gone.
 
     Attributes:
-        vectors: A basis.
+        coordinates: Those of the vectors in the basis, as rows.
         complete: Whether nothing is missing before each.
         gaps: How far the values over ``scale`` are from others.
         norm: Of the operator over ``scale``.
@@ -196,7 +187,7 @@ class _Answer(NamedTuple):
         matvecs: Products, with those that measure the residuals.
     """
 
-    vectors: Vector | None
+    coordinates: Float[Array, "num m"]
     complete: Bool[Array, " num"]
     gaps: Float[Array, " num"]
     norm: Float[Array, ""]
@@ -207,15 +198,16 @@ class _Answer(NamedTuple):
 @functools.partial(jax.jit, static_argnames="goal")
 def _answer(space: Space, goal: Goal, similar: tuple[Array, Array]) -> _Answer:
     ritz = ritz_pairs(space, goal.num, goal.which)
-    best = vectors.combined(ritz.coordinates[:, : goal.num].T, space.basis)
     norm, matvecs = jnp.linalg.norm(space.projected), space.matvecs + goal.num
     apart = _apart(space, ritz, similar)
-    return _Answer(best, complete(space, ritz, goal), apart, norm, _known(space.scale), matvecs)
+    return _Answer(
+        ritz.coordinates[:, : goal.num].T, complete(space, ritz, goal), apart, norm, known(space.scale), matvecs
+    )
 
 
 def _apart(space: Space, ritz: Ritz, similar: tuple[Array, Array]) -> Array:
     """How far the values over ``scale`` are from others: as far as in this space, and as for a similar operator."""
-    values, there = (x / _known(space.scale) for x in similar)
+    values, there = (x / known(space.scale) for x in similar)
     num = len(values)
     there = jnp.maximum(there - 2 * jnp.abs(ritz.values[:num] - values), 0)
     return jnp.minimum(gaps(space, ritz, num), jnp.where(jnp.isfinite(there), there, jnp.inf))
@@ -236,7 +228,7 @@ def _judged_pairs(
 def _quadrature(space: Space) -> tuple[Array, Array]:
     """Nodes and weights."""
     nodes, vectors = jnp.linalg.eigh((space.projected + space.projected.T) / 2)
-    return nodes * _known(space.scale), vectors[0] ** 2
+    return nodes * known(space.scale), vectors[0] ** 2
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -274,35 +266,6 @@ def _flags(space: Space) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
     return ~space.done & (space.left == 0), ~space.done & (space.size == len(space.projected))
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _extend(space: Space, image: Vector) -> Space:
-    """The space with the product of its last vector."""
-    first = jnp.where(vectors.largest(image) > 0, vectors.power_of_two(image), 0)  # 0: not known yet
-    scale = jnp.where(space.scale > 0, space.scale, first)
-    last = space.size
-    basis = vectors.put(space.basis, last, space.vector)
-    rest, inside = vectors.outside(basis, vectors.over(image, _known(scale)), last + 1)
-    projected = space.projected.at[last].set(inside).at[:, last].set(inside)
-    left = vectors.norm(rest)
-    exhausted = left <= negligible(jnp.linalg.norm(projected))
-    rest, left = vectors.zero_where(exhausted, vectors.over(rest, left)), jnp.where(exhausted, 0, left)
-    return space._replace(
-        basis=basis,
-        vector=rest,
-        projected=projected,
-        scale=scale,
-        size=last + 1,
-        left=left,
-        log_norms=space.log_norms + jnp.log(left),
-        matvecs=space.matvecs + 1,
-    )
-
-
-def _known(scale: Array) -> Array:
-    """The power of two that the operator is divided by; 1 while all products were 0."""
-    return jnp.where(scale > 0, scale, 1)
-
-
 @functools.partial(jax.jit, static_argnames="goal", donate_argnums=0)
 def _judged(space: Space, goal: Goal, max_matvecs: int, similar: tuple[Array, Array]) -> Space:
     """The space, done if it has all that is wanted or can have no more."""
@@ -328,29 +291,3 @@ def _if(condition: Array, function: Callable[[Space], Space], space: Space) -> S
     if isinstance(condition, jax.core.Tracer):
         return lax.cond(condition, function, lambda s: s, space)
     return function(space) if condition else space
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _go_on(space: Space) -> Space:
-    """From an invariant subspace to what it lacks."""
-    key, own = jax.random.split(space.key)
-    leaves, treedef = jax.tree.flatten(space.vector)
-    keys = [own] if len(leaves) == 1 else jax.random.split(own, len(leaves))
-    noise = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-    vector = vectors.outside(space.basis, jax.tree.unflatten(treedef, noise), space.size)[0]
-    return space._replace(vector=vectors.over(vector, vectors.norm(vector)), key=key)
-
-
-@functools.partial(jax.jit, static_argnames=("num", "which", "specs"), donate_argnums=0)
-def _restart(space: Space, num: int, which: Which, specs: vectors.Specs = None) -> Space:
-    """The space of the best half of the Ritz vectors."""
-    m = len(space.projected)
-    rows = min(max(num, m // 2), m)
-    ritz = ritz_pairs(space, num, which)
-    basis = vectors.combined_in_place(ritz.coordinates[:, :rows].T, space.basis, specs)
-    diagonal = jnp.arange(rows)
-    projected = jnp.zeros_like(space.projected).at[diagonal, diagonal].set(ritz.values[:rows])
-    where = (space.matvecs - space.size,)
-    discarded = lax.dynamic_update_slice(space.discarded, ritz.values[rows:], where)
-    size = jnp.asarray(rows, space.size.dtype)
-    return space._replace(basis=basis, projected=projected, size=size, discarded=discarded)

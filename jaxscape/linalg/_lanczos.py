@@ -7,6 +7,7 @@ from jaxtyping import PRNGKeyArray
 from jaxscape import checks
 from jaxscape.arguments import checked
 from jaxscape.checks import as_key
+from jaxscape.linalg._bases import Storage
 from jaxscape.linalg._eigen import Extremes, as_extremes
 from jaxscape.linalg._krylov import krylov
 from jaxscape.linalg._operator import Operator
@@ -27,6 +28,7 @@ def lanczos(
     tol: float = 1e-3,
     max_basis: int = 40,
     start: Params | None = None,
+    basis: Storage = "device",
 ) -> Extremes:
     """The smallest and the largest eigenvalue of a symmetric operator, from one Krylov space.
 
@@ -55,12 +57,17 @@ def lanczos(
         start: Where to look first, say the sum of a neighbour's eigenvectors, beside noise of three times its norm. It
             makes residuals small sooner. It does not make ``converged`` true sooner: that no eigenvalue is missing
             rests on the noise alone.
+        basis: Where the Krylov vectors are: ``"device"``, with the digits of vectors; ``"bfloat16"``, on the device
+            with 8 binary digits, in half the memory of float32: eigenvalues are wrong by up to 1e-4 of the largest
+            one, and residuals are 0.3 to 1 % of it; or ``"host"``, in the host's memory, at the price of four passes
+            over the basis for each product.
 
     Returns:
         The ends, with their residuals.
 
     Raises:
-        ValueError: An option is out of its range, or ``start`` is not like ``like``.
+        ValueError: An option is out of its range, ``start`` is not like ``like``, or ``basis`` is unknown, or is
+            ``"host"`` inside a transform.
         TypeError: A leaf of ``like`` is no floating array.
     """
     operator = Operator.of(matvec, like)
@@ -76,5 +83,6 @@ def lanczos(
             max_basis=max_basis,
             start=given,
             specs=subspace.free_specs,
+            storage=basis,
         )
     return as_extremes(pairs, subspace)

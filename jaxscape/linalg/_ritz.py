@@ -69,7 +69,7 @@ class Goal(NamedTuple):
 class Space(NamedTuple):
     """A Krylov space in the making."""
 
-    basis: Vector  # orthonormal rows up to `size`, multiplied
+    basis: Vector | None  # orthonormal rows up to `size`, multiplied; None: on the host
     vector: Vector  # the next one, apart: as the product's argument it needs no copy
     projected: Float[Array, "m m"]  # the operator, over `scale`, in the basis; known up to `size`
     scale: Float[Array, ""]  # a power of two of the size of the first product that was not 0; 0 before
@@ -161,6 +161,11 @@ def log_growth(space: Space, ritz: Ritz, at: Float[Array, " k"]) -> Float[Array,
     coordinates = jnp.where(used, ritz.bounds / distances[:, : len(used)], 0)
     growth = factors.sum(1) - space.log_norms + jnp.log1p((coordinates**2).sum(1)) / 2
     return jnp.where(jnp.isneginf(space.log_norms), jnp.inf, growth)
+
+
+def known(scale: Float[Array, ""]) -> Float[Array, ""]:
+    """The power of two that the operator is divided by; 1 while all products were 0."""
+    return jnp.where(scale > 0, scale, 1)
 
 
 def negligible(norm: Float[Array, ""]) -> Float[Array, ""]:

@@ -73,22 +73,33 @@ def zero_where(condition: Array, vector: Vector) -> Vector:
     return jax.tree.map(lambda x: jnp.where(condition, 0, x), vector)
 
 
-def zero_rows(like: Vector, rows: int) -> Vector:
-    """A basis of zeros, cut as a vector is."""
+def zero_rows(like: Vector, rows: int, dtype: Any = None) -> Vector:
+    """A basis of zeros, cut as a vector is; of its dtype, or another one."""
 
     def leaf(x: Array) -> Array:
         where: dict[str, Any] = {}
         if is_cut(x):
             mesh, spec = mesh_and_spec(x)
             where = {"device": NamedSharding(mesh, PartitionSpec(None, *spec))}
-        return jnp.zeros((rows, *x.shape), x.dtype, **where)
+        return jnp.zeros((rows, *x.shape), dtype or x.dtype, **where)
 
     return jax.tree.map(leaf, like)
 
 
 def put(basis: Vector, row: Any, vector: Vector) -> Vector:
     """The basis with a vector as one of its rows."""
-    return jax.tree.map(lambda b, x: b.at[row].set(x), basis, vector)
+    return jax.tree.map(lambda b, x: b.at[row].set(x.astype(b.dtype)), basis, vector)
+
+
+def as_in(basis: Vector | None, vector: Vector) -> Vector:
+    """A vector with the digits that a basis keeps of it, in its own dtype."""
+    if basis is None:
+        return vector
+    kept = jnp.finfo(dtype(basis))
+    if kept.bits >= jnp.finfo(dtype(vector)).bits:
+        return vector
+    # XLA may leave out two conversions that are each other's inverse.
+    return jax.tree.map(lambda x: lax.reduce_precision(x, kept.nexp, kept.nmant), vector)
 
 
 def rows_of(basis: Vector) -> Iterator[Vector]:
@@ -98,13 +109,31 @@ def rows_of(basis: Vector) -> Iterator[Vector]:
 
 def coordinates(basis: Vector, vector: Vector) -> Float[Array, " m"]:
     """Inner products of a vector with the rows of a basis, at full precision."""
-    pairs = zip(jax.tree.leaves(basis), jax.tree.leaves(vector), strict=True)
-    return _sum([jnp.tensordot(b, x, axes=x.ndim, precision=_HIGHEST) for b, x in pairs])
+
+    def product(b: Array, x: Array) -> Array:
+        if b.dtype != x.dtype:  # row by row: no copy of the basis in the other dtype
+            return lax.map(lambda row: jnp.tensordot(row.astype(x.dtype), x, axes=x.ndim, precision=_HIGHEST), b)
+        return jnp.tensordot(b, x, axes=x.ndim, precision=_HIGHEST)
+
+    return _sum([product(b, x) for b, x in zip(jax.tree.leaves(basis), jax.tree.leaves(vector), strict=True)])
 
 
 def combined(weights: Array, basis: Vector) -> Vector:
     """Sums of the rows of a basis: a vector for weights ``(m,)``, a basis for weights ``(k, m)``."""
-    return jax.tree.map(lambda b: jnp.tensordot(weights, b, axes=1, precision=_HIGHEST), basis)
+
+    def one(weights: Array, b: Array) -> Array:
+        def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+            weight, row = pair
+            return total + weight * row.astype(weights.dtype), None
+
+        return lax.scan(add, jnp.zeros(b.shape[1:], weights.dtype), (weights, b))[0]
+
+    def sums(b: Array) -> Array:
+        if b.dtype == weights.dtype:
+            return jnp.tensordot(weights, b, axes=1, precision=_HIGHEST)
+        return one(weights, b) if weights.ndim == 1 else lax.map(lambda row: one(row, b), weights)
+
+    return jax.tree.map(sums, basis)
 
 
 def outside(basis: Vector, vector: Vector, known: Any) -> tuple[Vector, Array]:
@@ -142,7 +171,8 @@ def _in_place(weights: Array, basis: Array) -> Array:
     def combine(i: Any, flat: Array, columns: int = _COLUMNS) -> Array:
         where = (0, i * _COLUMNS)
         part = lax.dynamic_slice(flat, where, (rows, columns))
-        return lax.dynamic_update_slice(flat, jnp.matmul(weights, part, precision=_HIGHEST), where)
+        sums = jnp.matmul(weights, part.astype(weights.dtype), precision=_HIGHEST)
+        return lax.dynamic_update_slice(flat, sums.astype(flat.dtype), where)
 
     if n >= _COLUMNS:
         flat = lax.fori_loop(0, n // _COLUMNS, combine, flat)

@@ -10,7 +10,7 @@ from jaxscape.objective._batches import (
     stack_batches,
 )
 from jaxscape.objective._cores import cores, num_lanes, start
-from jaxscape.objective._devices import DATA_AXIS, agree, default_mesh, fetch, gather, own_mesh, place, use_all_cores
+from jaxscape.objective._devices import DATA_AXIS, agree, default_mesh, fetch, own_mesh, place, use_all_cores
 from jaxscape.objective._jaxpr import results_of_products
 from jaxscape.objective._objective import WEIGHT, Objective, Term
 from jaxscape.objective._placement import POINTS_AXIS, Placement
@@ -47,7 +47,6 @@ __all__ = [
     "default_mesh",
     "even_size",
     "fetch",
-    "gather",
     "has_stream",
     "is_inside_transform",
     "is_traced",

@@ -59,15 +59,6 @@ def fetch(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def gather(array: np.ndarray) -> np.ndarray:
-    """The arrays of all processes, which have one shape and dtype: shape ``(processes, ...)``."""
-    if jax.process_count() == 1:
-        return array[None]
-    # As bytes: JAX would round float64.
-    parts = multihost_utils.process_allgather(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-    return np.asarray(parts).view(array.dtype).reshape(-1, *array.shape)
-
-
 def own_mesh(mesh: Mesh | None, axis: str) -> Mesh | None:
     """The mesh as it is with one process; with several the devices of this one, along an axis."""
     return mesh if jax.process_count() == 1 else Mesh(np.array(jax.local_devices()), (axis,))

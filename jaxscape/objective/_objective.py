@@ -17,14 +17,13 @@ from jaxscape.convolution import compiler_options
 from jaxscape.meshes import without_mesh
 from jaxscape.objective._batches import cached_examples, even_size, num_examples, rows_of
 from jaxscape.objective._check import Check, check_is_mean
-from jaxscape.objective._devices import gather
 from jaxscape.objective._jaxpr import Identity, depends_on
 from jaxscape.objective._passes import Passes, recut
 from jaxscape.objective._placement import example_axes
 from jaxscape.objective._stream import Stream
 from jaxscape.objective._terms import metrics_of, split_terms
 from jaxscape.objective._trace import PRECISIONS, Computation, Traced, abstract, is_traced, trace
-from jaxscape.shards import mesh_of_shards, specs_of
+from jaxscape.shards import gather, mesh_of_shards, specs_of
 from jaxscape.types import Data, LossFn, Params
 
 WEIGHT = "weight"

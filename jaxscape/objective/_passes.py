@@ -23,8 +23,8 @@ import numpy as np
 
 from jaxscape import trees
 from jaxscape.objective._batches import num_examples, rows_of
-from jaxscape.objective._devices import gather
 from jaxscape.objective._stream import Stream
+from jaxscape.shards import gather
 from jaxscape.types import Data
 
 _AHEAD = 2  # batches that are read while one is computed

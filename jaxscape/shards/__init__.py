@@ -4,18 +4,23 @@ A cut changes no bit of what is computed here: numbers are drawn by their place 
 so that their order does not matter.
 """
 
+from jaxscape.shards._columns import Columns, gather
 from jaxscape.shards._digest import digest_of_shards
 from jaxscape.shards._drawn import Drawn, is_drawn
 from jaxscape.shards._mesh import auto, is_cut, mesh_and_spec, mesh_of_shards, on_mesh, put, specs_of, within
-from jaxscape.shards._noise import is_threefry, key_words, normal, signs
-from jaxscape.shards._parts import Part, filled, on_shards, reduced_rows, rows_of
+from jaxscape.shards._noise import bits, is_threefry, key_words, normal, signs
+from jaxscape.shards._parts import Part, filled, folded_rows, on_shards, reduced_rows, rows_of
 
 __all__ = [
+    "Columns",
     "Drawn",
     "Part",
     "auto",
+    "bits",
     "digest_of_shards",
     "filled",
+    "folded_rows",
+    "gather",
     "is_cut",
     "is_drawn",
     "is_threefry",

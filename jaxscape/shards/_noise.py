@@ -48,14 +48,14 @@ def normal(words: Array, places: Array, dtype: Any, first: int = 0) -> Any:
     Returns:
         An array like ``places``.
     """
-    one, other = _bits(words, places, first)
+    one, other = _two_words(words, places, first)
     info = jnp.finfo(dtype)
     if info.bits == 32:
-        bits, kind = one ^ other, jnp.uint32
+        drawn, kind = one ^ other, jnp.uint32
     else:
-        bits, kind = (one.astype(jnp.uint64) << 32) | other.astype(jnp.uint64), jnp.uint64
+        drawn, kind = (one.astype(jnp.uint64) << 32) | other.astype(jnp.uint64), jnp.uint64
     ones = np.array(1.0, dtype).view(kind)
-    mantissa = (bits >> np.array(info.bits - info.nmant, kind)) | ones
+    mantissa = (drawn >> np.array(info.bits - info.nmant, kind)) | ones
     low = np.nextafter(np.array(-1, dtype), np.array(0, dtype))
     uniform = (lax.bitcast_convert_type(mantissa, dtype) - np.array(1, dtype)) * (np.array(1, dtype) - low) + low
     return np.array(np.sqrt(2), dtype) * lax.erf_inv(jnp.maximum(low, uniform))
@@ -73,11 +73,25 @@ def signs(words: Array, places: Array, dtype: Any, first: int = 0) -> Array:
     Returns:
         An array like ``places``.
     """
-    one, other = _bits(words, places, first)
-    return jnp.where((one ^ other) >> 31, -1, 1).astype(dtype)
+    return jnp.where(bits(words, places, first) >> 31, -1, 1).astype(dtype)
 
 
-def _bits(words: Array, places: Array, first: int) -> tuple[Array, Array]:
+def bits(words: Array, places: Array, first: int = 0) -> Array:
+    """32 random bits for each place.
+
+    Args:
+        words: Of one key, shape ``(2,)``.
+        places: Unsigned integers of 32 bits, of any shape.
+        first: What is added to the places.
+
+    Returns:
+        Unsigned integers like ``places``.
+    """
+    one, other = _two_words(words, places, first)
+    return one ^ other
+
+
+def _two_words(words: Array, places: Array, first: int) -> tuple[Array, Array]:
     """Two words of 32 random bits for each place; a place beyond 2**32 has a second word."""
     keys = (jnp.broadcast_to(words[i], places.shape) for i in range(2))
     low = places + np.uint32(first % 2**32)

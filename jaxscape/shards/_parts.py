@@ -113,6 +113,30 @@ def filled(shape: Sequence[int], rows: Callable[[Any, int], Array], dtype: Any) 
     return lax.fori_loop(0, -(-length // count), fill, jnp.zeros((length, *rest), dtype)).reshape(shape)
 
 
+def folded_rows(shape: Sequence[int], step: Callable[[Any, Any, int, Array], Any], first: Any) -> Any:
+    """Go through the rows of an array block by block.
+
+    Args:
+        shape: The shape of the array.
+        step: ``step(carry, start, count, is_new)`` -> the next carry; ``is_new`` says which entries of these rows no
+            step before had, an array of the rank of the rows.
+        first: The first carry.
+
+    Returns:
+        The last carry.
+    """
+    if 0 in shape:
+        return first
+    length, rest, count = _blocks(shape)
+
+    def block(i: Any, carry: Any) -> Any:
+        start = jnp.minimum(i * count, length - count)
+        is_new = start + jnp.arange(count) >= i * count  # the last block overlaps the one before
+        return step(carry, start, count, is_new.reshape(-1, *(1,) * len(rest)))
+
+    return lax.fori_loop(0, -(-length // count), block, first)
+
+
 def reduced_rows(shape: Sequence[int], rows: Callable[[Any, int], Any], axes: Sequence[int], kind: Kind) -> Any:
     """The reduction of an array that has entries along axes, in blocks of rows.
 

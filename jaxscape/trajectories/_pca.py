@@ -14,9 +14,9 @@ from jaxscape.arguments import checked
 from jaxscape.directions import Directions
 from jaxscape.normalize import described
 from jaxscape.objective import refuse_inside_transform
+from jaxscape.shards import Columns
 from jaxscape.subspace import Subspace
 from jaxscape.trajectories._checkpoints import as_checkpoints
-from jaxscape.trajectories._columns import Columns
 from jaxscape.trajectories._rows import Rows
 from jaxscape.types import Ignore, Params
 
@@ -88,22 +88,21 @@ def pca_directions(
         raise ValueError(f"center is {center!r}, expected 'last' or 'mean'.")
     centered = _from_last if center == "last" else _from_mean
     with tempfile.TemporaryFile() as file:
-        columns, rows = _collect(as_checkpoints(checkpoints), ignore, file, progress)
-        subspace = columns.subspace
+        subspace, columns, rows = _collect(as_checkpoints(checkpoints), ignore, file, progress)
         squares, vectors = np.linalg.eigh(_gram(columns, rows, centered))
         squares, vectors = np.maximum(squares[::-1], 0), vectors[:, ::-1]
         _check_rank(squares, num, len(rows), subspace.dtype)
         coordinates = vectors[:, :num] * np.sqrt(squares[:num])
         flat = _directions(columns, rows, centered, coordinates)
     ratio = squares[: subspace.size] / squares.sum()
-    basis = columns.basis(flat)
+    basis = subspace.embed_rows(jnp.asarray(flat) if subspace.mesh is None else columns.arrays(flat))
     recipe = {"directions": "PCA", "center": center, "pca_ignore": described(ignore), "num_checkpoints": len(rows)}
     return Directions(basis, recipe=tuple((name, str(value)) for name, value in recipe.items())), ratio
 
 
 def _collect(
     checkpoints: Iterable[Params], ignore: Ignore, file: IO[bytes], progress: bool | None
-) -> tuple[Columns, Rows]:
+) -> tuple[Subspace, Columns, Rows]:
     """Read the checkpoints once; check each of them and write it to the file as one row."""
     like, rows = None, None
     for i, checkpoint in enumerate(checkpoint_bar(checkpoints, progress)):
@@ -111,16 +110,16 @@ def _collect(
         if like is None or rows is None:
             subspace = Subspace.of(params, ignore)
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-            columns = Columns(subspace, subspace.place(params))
+            columns = Columns(subspace.free_leaves(subspace.place(params)), subspace.mesh)
             rows = Rows(file, columns.count, subspace.dtype)
         params = subspace.place(checks.like(like, params, f"checkpoints[{i}]"))
-        row = columns.row(params)
+        row = columns.row(subspace.free_leaves(params), subspace.dtype)
         if columns.summed(np.array(~np.isfinite(row).all(), int)):
             raise ValueError(_not_finite(i, params, subspace))
         rows.append(row)
     if rows is None or len(rows) < 2:
         raise ValueError(f"checkpoints has {0 if rows is None else 1} of them, expected at least 2 for a path.")
-    return columns, rows
+    return subspace, columns, rows
 
 
 def checkpoint_bar(checkpoints: Iterable[Params], progress: bool | None) -> Any:

@@ -1,0 +1,243 @@
+"""Where the basis of a Krylov space is kept, and the steps of a space with such a basis.
+
+On the device a step is one program, which uses up the space that it is given: no step needs a second basis. On the host
+(see `jaxscape.linalg._host_basis`) the basis is apart from the space, and programs do the rest.
+
+In bfloat16 a basis takes half of float32's memory. Every vector is rounded before it is multiplied, so the projected
+operator is that of the rounded vectors; what the recurrence lacks is the rounding of each next vector, about 1e-3 of
+its norm, and the residuals of eigenpairs, which are measured, show it.
+"""
+
+import functools
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+from jaxtyping import Array, PRNGKeyArray
+
+from jaxscape.linalg import _vectors as vectors
+from jaxscape.linalg._host_basis import HostBasis
+from jaxscape.linalg._ritz import Ritz, Space, Which, known, negligible, ritz_pairs
+from jaxscape.objective import is_traced
+from jaxscape.shards import mesh_of_shards
+from jaxscape.types import Vector
+
+Storage = Literal["device", "bfloat16", "host"]
+"""Where a basis is: on the device as vectors are, on the device in bfloat16, or in the memory of the host."""
+
+
+class Basis(Protocol):
+    """The steps of a space."""
+
+    def begin(self, first: Vector, rows: int, key: PRNGKeyArray, products: int) -> Space:
+        """The space of a first vector, with room for so many rows and products."""
+
+    def extend(self, space: Space, image: Vector) -> Space:
+        """The space with the product of its last vector."""
+
+    def go_on(self, space: Space) -> Space:
+        """From an invariant subspace to what it lacks."""
+
+    def restart(self, space: Space, num: int, which: Which) -> Space:
+        """The space of the best half of its Ritz vectors."""
+
+    def combined(self, space: Space, weights: Array) -> Vector:
+        """Sums of the basis vectors, with weights ``(k, rows)``: a basis on the device."""
+
+
+def basis_in(storage: Storage, vector: Vector, specs: vectors.Specs) -> Basis:
+    """A basis for vectors like one.
+
+    Args:
+        storage: Where it is kept.
+        vector: Any vector.
+        specs: How each leaf of it is cut.
+
+    Returns:
+        The basis.
+
+    Raises:
+        ValueError: It is the host inside a transform.
+    """
+    if storage == "host":
+        if is_traced(vector):
+            raise ValueError(
+                "basis is 'host', which works between the products: call it outside of JAX transforms, or pass "
+                "'device'."
+            )
+        return OnHost(mesh_of_shards(vector), specs)
+    return OnDevice(specs, jnp.bfloat16 if storage == "bfloat16" else vectors.dtype(vector))
+
+
+class OnDevice(NamedTuple):
+    """A basis on the device, part of the space.
+
+    Attributes:
+        specs: How each leaf of a vector is cut; None: vectors are flat.
+        dtype: Of the basis.
+    """
+
+    specs: vectors.Specs
+    dtype: Any
+
+    def begin(self, first: Vector, rows: int, key: PRNGKeyArray, products: int) -> Space:
+        """See `Basis`."""
+        return _begun(first, vectors.zero_rows(first, rows, self.dtype), key, rows, products)
+
+    def extend(self, space: Space, image: Vector) -> Space:
+        """See `Basis`."""
+        return _extended_on_device(space, image)
+
+    def go_on(self, space: Space) -> Space:
+        """See `Basis`."""
+        return _gone_on_on_device(space)
+
+    def restart(self, space: Space, num: int, which: Which) -> Space:
+        """See `Basis`."""
+        return _restarted_on_device(space, num, which, self.specs)
+
+    def combined(self, space: Space, weights: Array) -> Vector:
+        """See `Basis`."""
+        return _combined(weights, space.basis)
+
+
+class OnHost:
+    """A basis in the memory of the host; the space has none."""
+
+    def __init__(self, mesh: Mesh | None, specs: vectors.Specs) -> None:
+        """Nothing is allocated yet.
+
+        Args:
+            mesh: The one that vectors are cut over; None: they are whole.
+            specs: How each leaf of a vector is cut.
+        """
+        self._mesh, self._specs = mesh, specs
+
+    def begin(self, first: Vector, rows: int, key: PRNGKeyArray, products: int) -> Space:
+        """See `Basis`."""
+        self._basis = HostBasis(first, rows, self._mesh, self._specs)
+        return _begun(first, None, key, rows, products)
+
+    def extend(self, space: Space, image: Vector) -> Space:
+        """See `Basis`."""
+        size = int(space.size)
+        self._basis.put(size, space.vector)
+        scale, image = _scaled(space, image)
+        rest, inside = self._basis.outside(image, size + 1)
+        return _extended(space, rest, inside, scale)
+
+    def go_on(self, space: Space) -> Space:
+        """See `Basis`."""
+        space, noise = _noise(space)
+        return _gone_on(space, self._basis.outside(noise, int(space.size))[0])
+
+    def restart(self, space: Space, num: int, which: Which) -> Space:
+        """See `Basis`."""
+        space, weights = _restarted(space, num, which)
+        self._basis.combine(weights)
+        return space
+
+    def combined(self, space: Space, weights: Array) -> Vector:
+        """See `Basis`."""
+        return self._basis.combined(weights)
+
+
+@functools.partial(jax.jit, static_argnames=("rows", "products"), donate_argnums=(0, 1))
+def _begun(first: Vector, basis: Vector | None, key: PRNGKeyArray, rows: int, products: int) -> Space:
+    dtype = vectors.dtype(first)
+    zero, count = jnp.zeros((), dtype), jnp.zeros((), int)
+    return Space(
+        basis=basis,
+        vector=vectors.as_in(basis, vectors.over(first, vectors.norm(first))),
+        projected=jnp.zeros((rows, rows), dtype),
+        scale=zero,
+        size=count,
+        left=zero,
+        discarded=jnp.zeros(products + rows, dtype),  # a restart writes `rows` of them at once
+        log_norms=zero,
+        log_odds=zero,
+        matvecs=count,
+        done=jnp.zeros((), bool),
+        key=key,
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _extended_on_device(space: Space, image: Vector) -> Space:
+    scale, image = _scaled(space, image)
+    basis = vectors.put(space.basis, space.size, space.vector)
+    rest, inside = vectors.outside(basis, image, space.size + 1)
+    return _extended(space._replace(basis=basis), rest, inside, scale)
+
+
+@jax.jit
+def _scaled(space: Space, image: Vector) -> tuple[Array, Vector]:
+    """The power of two that the operator is divided by, and a product divided by it."""
+    first = jnp.where(vectors.largest(image) > 0, vectors.power_of_two(image), 0)  # 0: not known yet
+    scale = jnp.where(space.scale > 0, space.scale, first)
+    return scale, vectors.over(image, known(scale))
+
+
+@jax.jit
+def _extended(space: Space, rest: Vector, inside: Array, scale: Array) -> Space:
+    """The space with a product whose coordinates in the basis, and whose rest outside of it, are known."""
+    last = space.size
+    projected = space.projected.at[last].set(inside).at[:, last].set(inside)
+    left = vectors.norm(rest)
+    exhausted = left <= negligible(jnp.linalg.norm(projected))
+    rest, left = vectors.zero_where(exhausted, vectors.over(rest, left)), jnp.where(exhausted, 0, left)
+    return space._replace(
+        vector=vectors.as_in(space.basis, rest),
+        projected=projected,
+        scale=scale,
+        size=last + 1,
+        left=left,
+        log_norms=space.log_norms + jnp.log(left),
+        matvecs=space.matvecs + 1,
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _gone_on_on_device(space: Space) -> Space:
+    space, noise = _noise(space)
+    return _gone_on(space, vectors.outside(space.basis, noise, space.size)[0])
+
+
+@jax.jit
+def _noise(space: Space) -> tuple[Space, Vector]:
+    key, own = jax.random.split(space.key)
+    leaves, treedef = jax.tree.flatten(space.vector)
+    keys = [own] if len(leaves) == 1 else jax.random.split(own, len(leaves))
+    noise = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    return space._replace(key=key), jax.tree.unflatten(treedef, noise)
+
+
+@jax.jit
+def _gone_on(space: Space, vector: Vector) -> Space:
+    return space._replace(vector=vectors.as_in(space.basis, vectors.over(vector, vectors.norm(vector))))
+
+
+@functools.partial(jax.jit, static_argnames=("num", "which", "specs"), donate_argnums=0)
+def _restarted_on_device(space: Space, num: int, which: Which, specs: vectors.Specs) -> Space:
+    space, weights = _restarted(space, num, which)
+    return space._replace(basis=vectors.combined_in_place(weights, space.basis, specs))
+
+
+@functools.partial(jax.jit, static_argnames=("num", "which"))
+def _restarted(space: Space, num: int, which: Which) -> tuple[Space, Array]:
+    """The space of the best half of the Ritz vectors, but for its basis, and these vectors in the old basis."""
+    m = len(space.projected)
+    rows = min(max(num, m // 2), m)
+    ritz: Ritz = ritz_pairs(space, num, which)
+    diagonal = jnp.arange(rows)
+    projected = jnp.zeros_like(space.projected).at[diagonal, diagonal].set(ritz.values[:rows])
+    where = (space.matvecs - space.size,)
+    discarded = lax.dynamic_update_slice(space.discarded, ritz.values[rows:], where)
+    size = jnp.asarray(rows, space.size.dtype)
+    space = space._replace(projected=projected, size=size, discarded=discarded)
+    return space, ritz.coordinates[:, :rows].T
+
+
+_combined = jax.jit(vectors.combined)

@@ -1,0 +1,134 @@
+"""Where the records of a path are kept: in memory, or as files of a folder, which survive a crash."""
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxscape.files import replace_file, replace_text
+from jaxscape.shards import gather
+
+
+class Record(NamedTuple):
+    """What is kept of a point of a path.
+
+    Attributes:
+        step: The step of training.
+        row: This process's part of the difference from the first point, in 16 bits; or projections of it.
+        scales: What the leaves of the difference are multiplied by.
+        values: Numbers by name.
+    """
+
+    step: int
+    row: np.ndarray
+    scales: np.ndarray
+    values: dict[str, float]
+
+
+class Memory(list[Record]):
+    """Records in memory."""
+
+    def numbers(self) -> list[tuple[int, dict[str, float]]]:
+        """The step and the values of each record."""
+        return [(record.step, record.values) for record in self]
+
+    def drop(self, start: int) -> None:
+        """Drop all records from a place on."""
+        del self[start:]
+
+
+class Folder(Sequence[Record]):
+    """Records as files, one for each record and process, written in one step each.
+
+    A record exists once every process has written its file.
+    """
+
+    def __init__(self, path: Path, recipe: Mapping[str, Any]) -> None:
+        """Open a folder, or make it.
+
+        Args:
+            path: The folder.
+            recipe: What all records rest on, in JSON's types.
+
+        Raises:
+            ValueError: The folder holds records that rest on something else.
+        """
+        self.path, self._process = path, jax.process_index()
+        path.mkdir(parents=True, exist_ok=True)
+        file = path / "path.json"
+        if file.exists():
+            found = json.loads(file.read_text())
+            for name, value in recipe.items():
+                if found.get(name) != value:
+                    raise ValueError(
+                        f"folder {path} holds a path with {name} {_brief(found.get(name))}, but here it is "
+                        f"{_brief(value)}; pass another folder, or the same options and params like the first ones."
+                    )
+        elif self._process == 0:
+            replace_text(file, json.dumps(recipe, indent=1))
+        count = 0
+        while self._file(count).exists():
+            count += 1
+        self._count = int(gather(np.array(count)).min())
+
+    def start(self, row: Callable[[], np.ndarray]) -> np.ndarray:
+        """The first point: that of the folder, or, where it has none yet, the one that a function gives."""
+        file = self.path / f"start.{self._process}.npy"
+        if not file.exists():
+            replace_file(file, _as_bytes(row()))
+        return np.load(file)
+
+    def append(self, record: Record) -> None:
+        """Write a record."""
+        content = io.BytesIO()
+        values = json.dumps({"step": record.step, "values": record.values})
+        np.savez(content, row=record.row, scales=record.scales, values=np.array(values))
+        replace_file(self._file(self._count), content.getvalue())
+        self._count += 1
+
+    def drop(self, start: int) -> None:
+        """Delete all records from a place on, the last first."""
+        while self._file(self._count).exists():  # of a crash, where another process had not written its part
+            self._count += 1
+        for i in reversed(range(start, self._count)):
+            self._file(i).unlink()
+        self._count = start
+
+    def numbers(self) -> list[tuple[int, dict[str, float]]]:
+        """The step and the values of each record."""
+        return [self._numbers(i) for i in range(len(self))]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        places = range(self._count)[index]
+        return self._read(places) if isinstance(places, int) else [self._read(i) for i in places]
+
+    def _read(self, index: int) -> Record:
+        step, values = self._numbers(index)
+        with np.load(self._file(index)) as arrays:
+            return Record(step, arrays["row"], arrays["scales"], values)
+
+    def _numbers(self, index: int) -> tuple[int, dict[str, float]]:
+        with np.load(self._file(index)) as arrays:
+            found = json.loads(str(arrays["values"]))
+        return found["step"], found["values"]
+
+    def _file(self, index: int) -> Path:
+        return self.path / f"record-{index:06d}.{self._process}.npz"
+
+
+def _as_bytes(array: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -60,7 +60,7 @@ docs/trajectories.png: env
 	$(BIN)/jaxscape trajectory $(CONTRAST) --steps --directions random
 	$(BIN)/jaxscape trajectory $(CONTRAST) --steps --directions solution
 	$(BIN)/jaxscape plot $(CONTRAST)/trajectory_random.zarr $(CONTRAST)/trajectory_solution.zarr $(CONTRAST)/trajectory.zarr \
-	  --titles "two random directions" "end to start, and random" "principal directions" --out docs/random_axes.png
+	  --title "two random directions" --title "end to start, and random" --title "principal directions" --out docs/random_axes.png
 
 test: env
 	$(BIN)/python -m pytest

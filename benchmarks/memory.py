@@ -2,7 +2,9 @@
 
 Each case runs twice in a process of its own: the first run compiles. The figure is what the second one adds to the
 process at its peak, with the params, over the bytes of the params. ``loss`` is the loss itself, compiled by `jax.jit`,
-at params: its activations are what a surface needs beside its displaced copy.
+at params: its activations are what a surface needs beside its displaced copy. ``product`` is the derivative of the
+gradient along params, compiled by `jax.jit`, and ``lanczos`` finds both ends of the Hessian with a basis of 6 vectors,
+both of one sequence for each device.
 
     python -m benchmarks.memory                      # 15 minutes on 2 cores
     python -m benchmarks.memory --plane 5            # a surface of 5x5 points with lazy directions, timed
@@ -19,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 BATCH, CONTEXT, SEQUENCES = 8, 128, 64
-CASES = ("loss", "lazy", "stored", "lanczos")
+CASES = ("loss", "lazy", "stored", "product", "lanczos")
 BASIS = 6  # vectors that Lanczos may keep
 
 
@@ -64,7 +66,7 @@ def measure(case: str, devices: int, points: int, layers: int) -> None:
 
     params = jax.tree.map(place, gpt.params(size))
     total = sum(x.nbytes for x in jax.tree.leaves(params))
-    few, axis = (data[0][:BATCH],), (-1, 1, points)
+    few, one, axis = (data[0][:BATCH],), (data[0][:devices],), (-1, 1, points)
     grid = js.Grid.plane(axis, axis) if points else js.Grid((np.array([0.0, 1.0]), np.zeros(1)))
 
     def loss_alone() -> None:
@@ -72,9 +74,14 @@ def measure(case: str, devices: int, points: int, layers: int) -> None:
             batch = jax.device_put(data[0][:BATCH], NamedSharding(mesh, PartitionSpec("fsdp")))
             program(params, (batch,)).block_until_ready()
 
+    def product_alone() -> None:
+        with jax.set_mesh(mesh):
+            batch = jax.device_put(one[0], NamedSharding(mesh, PartitionSpec("fsdp")))
+            jax.block_until_ready(hessian(params, (batch,), params))
+
     def lanczos() -> None:
-        options = {"max_matvecs": 6, "max_basis": BASIS, "batch_size": BATCH, "check": False, "progress": False}
-        jax.block_until_ready(js.extreme_eigenvalues(params, loss, few, **options))
+        options = {"max_matvecs": 8, "max_basis": BASIS, "batch_size": 1, "check": False, "progress": False}
+        jax.block_until_ready(js.extreme_eigenvalues(params, loss, one, **options))
 
     def surface() -> None:
         directions = js.random_directions(0, params, num=2, lazy=case == "lazy")
@@ -83,7 +90,9 @@ def measure(case: str, devices: int, points: int, layers: int) -> None:
         assert np.isfinite(ds.loss).all()
 
     program = jax.jit(lambda p, b: loss(p, b).mean())
-    run = {"loss": loss_alone, "lanczos": lanczos}.get(case, surface)
+    gradient = jax.grad(lambda p, b: loss(p, b).mean())
+    hessian = jax.jit(lambda p, b, v: jax.jvp(lambda q: gradient(q, b), (p,), (v,))[1])
+    run = {"loss": loss_alone, "product": product_alone, "lanczos": lanczos}.get(case, surface)
     if points:
         start = time.perf_counter()
         run()
@@ -95,12 +104,18 @@ def measure(case: str, devices: int, points: int, layers: int) -> None:
 def run(case: str, devices: int, points: int = 0, layers: int = 12) -> tuple[float, float, float]:
     """One case in a process of its own: GB of params, memory with params over that of params, seconds."""
     command = [sys.executable, "-m", "benchmarks.memory", "--case", case, "--devices", str(devices)]
-    command += ["--plane", str(points), "--layers", str(layers)]
+    command += ["--plane", str(points), "--layers", str(layers), "--here"]
     patience = "--xla_cpu_collective_call_terminate_timeout_seconds=3600"  # 8 devices share the cores
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_FLAGS": patience}
+    environment["MALLOC_MMAP_THRESHOLD_"] = "65536"  # else the process keeps arrays of up to 32 MB that were freed
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     total, used, seconds = map(float, out.split()[-3:])
     return total / 2**30, 1 + used / total, seconds
+
+
+def show(devices: int, case: str, gb: float, used: float, seconds: float) -> None:
+    """Print the result of a case."""
+    print(f"{devices} device(s)  {case:8} {used:5.2f} times the {gb:.2f} GB of params  {seconds:5.1f} s")
 
 
 def main() -> None:
@@ -108,11 +123,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plane", type=int, default=0, help="points along each axis of a timed surface")
     parser.add_argument("--layers", type=int, default=12, help="of the network; 12 are 124 M parameters")
-    parser.add_argument("--case", choices=CASES, help="one case, in this process")
+    parser.add_argument("--case", choices=CASES, help="one case alone")
     parser.add_argument("--devices", type=int, default=1, help="of a CPU, for --case")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.case:
+    if options.here:
         measure(options.case, options.devices, options.plane, options.layers)
+        return
+    if options.case:
+        gb, used, seconds = run(options.case, options.devices, layers=options.layers)
+        print(
+            f"{options.devices} device(s)  {options.case:8} {used:5.2f} times the {gb:.2f} GB of params  {seconds:5.1f} s"
+        )
         return
     if options.plane:
         *_, seconds = run("lazy", 1, options.plane, options.layers)
@@ -121,7 +143,7 @@ def main() -> None:
     for devices in (1, 8):
         cases = {case: run(case, devices, layers=options.layers) for case in CASES}
         for case, (gb, used, seconds) in cases.items():
-            print(f"{devices} device(s)  {case:8} {used:5.2f} times the {gb:.2f} GB of params  {seconds:5.1f} s")
+            show(devices, case, gb, used, seconds)
         activations = cases["loss"][1] - 1
         lazy, stored = (cases[case][1] - activations for case in ("lazy", "stored"))
         print(f"  beside activations of {activations:.2f}: {lazy:.2f} with lazy directions, {stored:.2f} stored")

@@ -1,6 +1,7 @@
 """The leaves that take part in curvature or in a path, and the conversion between pytrees and vectors.
 
-A vector is a flat array; where params are cut over devices, it is a list of leaves, each cut as that of params.
+A vector is a flat array; where params are cut over devices, it is a list of leaves, each cut as that of params. It is a
+list of leaves, too, where params are so large that the copy which a flat array needs beside its leaves matters.
 """
 
 import functools
@@ -41,6 +42,7 @@ class Subspace(NamedTuple):
         free: For every leaf, whether it is in the vector.
         mesh: The one that params are cut over; None: they are whole.
         specs: For every leaf, how it is cut; None: none is.
+        in_leaves: Whether vectors are lists of leaves although params are whole.
     """
 
     treedef: Any
@@ -49,15 +51,17 @@ class Subspace(NamedTuple):
     free: tuple[bool, ...]
     mesh: Mesh | None = None
     specs: tuple[PartitionSpec, ...] | None = None
+    in_leaves: bool = False
 
     @classmethod
-    def of(cls, params: Params, ignore: Ignore) -> "Subspace":
+    def of(cls, params: Params, ignore: Ignore, *, in_leaves: bool = False) -> "Subspace":
         """The subspace of params without the leaves that are ignored.
 
         Args:
             params: A pytree of floating arrays.
             ignore: Which leaves are not in the subspace: ``"bias_norm"``, biases and normalization parameters; None,
                 no leaf is ignored; or a predicate on (path, leaf) that is true for a leaf to ignore.
+            in_leaves: Whether vectors are lists of leaves although params are whole.
 
         Returns:
             The subspace.
@@ -71,15 +75,20 @@ class Subspace(NamedTuple):
         shapes, dtypes = zip(*((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)), strict=True)
         mesh = mesh_of_shards(params)
         specs = None if mesh is None else specs_of(params)
-        return cls(jax.tree.structure(params), shapes, dtypes, free, mesh, specs)
+        return cls(jax.tree.structure(params), shapes, dtypes, free, mesh, specs, in_leaves)
 
     def on(self, mesh: Mesh) -> "Subspace":
         """The same for params that are cut over another mesh with axes of the same names."""
         return self if self.mesh is None else self._replace(mesh=mesh)
 
     @property
+    def is_flat(self) -> bool:
+        """Whether a vector is one flat array."""
+        return self.mesh is None and not self.in_leaves
+
+    @property
     def free_specs(self) -> tuple[PartitionSpec, ...] | None:
-        """How each leaf of a vector is cut; None: a vector is flat."""
+        """How each leaf of a vector is cut; None: none is."""
         if self.specs is None:
             return None
         return tuple(spec for spec, free in zip(self.specs, self.free, strict=True) if free)
@@ -123,13 +132,13 @@ class Subspace(NamedTuple):
     def vector(self, leaves: list[Array]) -> Vector:
         """The vector of the leaves of the subspace."""
         dtype = self.dtype
-        if self.mesh is not None:
+        if not self.is_flat:
             return [x.astype(dtype) for x in leaves]
         return jnp.concatenate([x.astype(dtype).reshape(-1) for x in leaves])
 
     def leaves(self, vector: Vector) -> list[Array]:
         """The leaves of the subspace, with at least float32, of a vector."""
-        parts, out, start = iter(vector) if self.mesh is not None else None, [], 0
+        parts, out, start = None if self.is_flat else iter(vector), [], 0
         for shape, dtype, free in zip(self.shapes, self.dtypes, self.free, strict=True):
             if free:
                 stop = start + math.prod(shape)
@@ -169,28 +178,32 @@ class Subspace(NamedTuple):
     def normal(self, key: PRNGKeyArray) -> Vector:
         """A vector of independent standard normal numbers: the same, however params are cut."""
         if self.mesh is None and not is_threefry(key):
-            return jax.random.normal(key, (self.size,), self.dtype)
+            return self._split(jax.random.normal(key, (self.size,), self.dtype))
         with within(self.mesh):
             return _drawn(self, normal, key_words(key))
 
     def signs(self, key: PRNGKeyArray) -> Vector:
         """A vector of random signs: the same, however params are cut."""
         if self.mesh is None and not is_threefry(key):
-            return jax.random.rademacher(key, (self.size,), self.dtype)
+            return self._split(jax.random.rademacher(key, (self.size,), self.dtype))
         with within(self.mesh):
             return _drawn(self, signs, key_words(key))
+
+    def _split(self, flat: Array) -> Vector:
+        """The vector of a flat array."""
+        return flat if self.is_flat else self._replace(in_leaves=False).leaves(flat)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _drawn(subspace: Subspace, draw: Any, words: Array) -> Vector:
     """A vector whose entries are drawn by their places in the flat vector."""
-    specs = subspace.free_specs
-    if specs is None:
+    if subspace.is_flat:
         return draw(words, jnp.arange(subspace.size, dtype=jnp.uint32), subspace.dtype)
     shapes = [shape for shape, free in zip(subspace.shapes, subspace.free, strict=True) if free]
+    specs = subspace.free_specs or [None] * len(shapes)
     firsts = np.concatenate([[0], np.cumsum([math.prod(shape) for shape in shapes])]).tolist()
 
-    def leaf(shape: tuple[int, ...], spec: PartitionSpec, first: int) -> Array:
+    def leaf(shape: tuple[int, ...], spec: PartitionSpec | None, first: int) -> Array:
         part = Part(shape, spec)
 
         def on_device(words: Array) -> Array:

@@ -87,7 +87,11 @@ def measured(runs: Path) -> tuple[xr.Dataset, xr.Dataset, xr.Dataset]:
     held_out = test[:EXAMPLES]
     walk = js.trajectory(path, loss_of_dict, held_out, points=15, store=runs / "path.zarr")
     plane = js.surface(path[-1], loss_of_dict, held_out, grid=PLANE, store=runs / "plane.zarr")
-    density = js.spectral_density(path[-1], loss_of_dict, held_out, num_probes=4, num_steps=40)
+    spectrum = runs / "spectrum.zarr"
+    if not spectrum.exists():
+        density = js.spectral_density(path[-1], loss_of_dict, held_out, num_probes=4, num_steps=40)
+        density.to_zarr(spectrum, consolidated=False)
+    density = js.load(spectrum)
     ends = js.extreme_eigenvalues(path[-1], loss_of_dict, held_out, max_matvecs=200)
     bits = float(plane.center_loss if "center_loss" in plane else plane.attrs["center_loss"]) / np.log(2)
     print(f"held out: {bits:.3f} bits a byte; path: {walk.attrs['variance_captured']:.1%} of its variance in the plane")
@@ -106,12 +110,9 @@ def main() -> None:
     args.runs.mkdir(parents=True, exist_ok=True)
     walk, plane, density = measured(args.runs)
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    js.plot.trajectory(walk, ax=axes[0])
-    js.plot.contour(plane, ax=axes[1])
-    js.plot.spectrum(density, ax=axes[2])
-    titles = ("path of training, principal plane", "filter-normalized plane", "eigenvalues of the Hessian")
-    for ax, title in zip(axes, titles, strict=True):
-        ax.set_title(title)
+    js.plot.trajectory(walk.assign_attrs(title="path of training, principal plane"), ax=axes[0], log=False)
+    js.plot.contour(plane.assign_attrs(title="plane of random directions"), ax=axes[1], log=False)
+    js.plot.spectrum(density.assign_attrs(title="eigenvalues of the Hessian"), ax=axes[2])
     args.out.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out / "language_model.png", dpi=110)
 

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxscape.linalg import _krylov as krylov
 from jaxscape.linalg import _ritz as ritz
 from jaxscape.linalg import _vectors, lanczos
-from jaxscape.linalg._bases import OnDevice
+from jaxscape.linalg._bases import Within
 from tests.problems import slow_but, slow_unless
 
 NEAR = np.linspace(0, 1e-3, 10)
@@ -141,7 +141,7 @@ def test_the_basis_is_orthonormal_and_the_recurrence_holds():
     a = matrix(np.geomspace(1e-3, 1e3, 80)).astype(jnp.float32)
     m, num = 30, 2
     first = jnp.zeros(len(a), a.dtype).at[0].set(1)
-    kept = OnDevice(None, first.dtype)
+    kept = Within(None, first.dtype)
     space = kept.begin(first, m, jax.random.key(0), m + 12)
     for steps in range(1, m + 12):  # it restarts after 30
         space = kept.extend(space, a @ space.vector)
@@ -264,7 +264,7 @@ def test_the_growth_is_that_of_every_eigenvector(steps):
     spectrum = jnp.asarray(spectrum)
     first = jax.random.normal(jax.random.key(0), spectrum.shape)
     first = first / jnp.linalg.norm(first)
-    basis = OnDevice(None, first.dtype)
+    basis = Within(None, first.dtype)
     space = basis.begin(jnp.array(first), 10, jax.random.key(0), steps)
     for _ in range(steps):  # it restarts after 10
         space = basis.restart(space, 2, "BE") if space.size == 10 else space

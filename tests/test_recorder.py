@@ -15,7 +15,12 @@ RNG = np.random.default_rng(0)
 
 def walk(num=12, dtype=jnp.float64, scale=1.0):
     """Params at each step of a curved walk; entries of very different sizes."""
-    first = {"w": RNG.normal(size=(8, 16)), "b": 1e-6 * RNG.normal(size=16), "empty": np.zeros((0, 3))}
+    first = {
+        "w": RNG.normal(size=(8, 16)),
+        "b": 1e-6 * RNG.normal(size=16),
+        "empty": np.zeros((0, 3)),
+        "scalar": np.ones(()),
+    }
     axes = [{name: scale * RNG.normal(size=x.shape) * (np.abs(x).max(initial=0) + 0) for name, x in first.items()}
             for _ in range(4)]  # fmt: skip
     path = []

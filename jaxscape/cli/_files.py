@@ -24,12 +24,14 @@ def write(result: xr.Dataset, path: Path) -> None:
     print(path)
 
 
-def draw(picture: Axes | Figure, path: Path) -> None:
-    """Save a picture, print its path and close the figure."""
+def draw(picture: Axes | Figure, path: Path) -> Path:
+    """Save a picture, print its path, close the figure, and give the path."""
     try:
-        print(plot.save(picture, path))
+        saved = plot.save(picture, path)
     finally:
         plt.close(picture.figure.figure)
+    print(saved)
+    return Path(saved)
 
 
 def print_table(rows: Sequence[Sequence[str]], left: int) -> None:

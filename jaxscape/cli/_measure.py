@@ -1,242 +1,351 @@
 """Commands that measure: they write a result into the folder of the run, and draw it."""
 
-import argparse
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
+import typer
 import xarray as xr
 
 import jaxscape as js
 from jaxscape import plot
+from jaxscape.cli import _options as options
+from jaxscape.cli._app import command
 from jaxscape.cli._files import check_replaceable, draw, write
+from jaxscape.cli._targets import config_of, data_of, load_target, name_of, splits_of
 from jaxscape.interpolation import place_of
 
 
-def surface(args: argparse.Namespace) -> None:
-    """Measure and draw the loss over a plane."""
-    run = js.load_run(args.run)
-    if args.dry_run:
-        show_budget(args, run, data_of(run, args.split), grid=_plane(args), compute_dtype=args.compute_dtype)
-        return
-    out = Path(args.out or run.path / "surface.zarr")
-    check_replaceable(out)
+@command("jaxscape surface runs/mine --points 51", distributed=True)
+def surface(
+    run: options.Target,
+    points: options.Points = "51",
+    range: options.Range = (-1.0, 1.0),
+    refine: options.Refine = None,
+    split: options.OfSplit = "train",
+    seed: options.Seed = 0,
+    norm: options.Norms = "filter",
+    ignore: options.Ignore = "bias_norm",
+    rtol: options.Rtol = None,
+    atol: options.Atol = 0.0,
+    compute_dtype: options.ComputeDtype = None,
+    batch_size: options.BatchSize = "auto",
+    dry_run: options.DryRun = False,
+    out: options.Out = None,
+) -> dict[str, Any]:
+    """The loss over a plane of two random directions."""
+    target = load_target(run)
+    data, grid = data_of(target, split), plane_of(points, range)
+    if dry_run:
+        return show_budget(target, data, batch_size, grid=grid, compute_dtype=compute_dtype)
+    file = Path(out or target.path / "surface.zarr")
+    check_replaceable(file)
     result = js.surface(
-        run.params,
-        run.loss_fn,
-        data_of(run, args.split),
-        directions=directions_of(args, run.params, 2),
-        grid=_plane(args),
-        store=partial(out),
-        refine=args.refine,
-        **evaluating(args),
+        target.params,
+        target.loss_fn,
+        data,
+        directions=directions_of(target.params, 2, seed, norm, ignore),
+        grid=grid,
+        store=partial(file),
+        refine=refine,
+        **evaluating(rtol, atol, compute_dtype, batch_size),
     )
     if jax.process_index():
-        return  # process 0 writes
-    result.attrs |= {"title": f"{name_of(run)}, {args.split}", "split": args.split}
-    write(result, out)
-    shutil.rmtree(partial(out), ignore_errors=True)  # the complete result is written
-    stem = out.with_suffix("")
-    draw(plot.contour(result), stem.with_name(f"{stem.name}_contour.png"))
-    draw(plot.surface3d(result), stem.with_name(f"{stem.name}_3d.png"))
-    print(f"{_summary(result)}{_convexity(result)}")
+        return {}  # process 0 writes
+    result.attrs |= {"title": f"{name_of(target)}, {split}", "split": split}
+    write(result, file)
+    shutil.rmtree(partial(file), ignore_errors=True)  # the complete result is written
+    stem = file.with_suffix("")
+    pictures = [
+        draw(plot.contour(result), stem.with_name(f"{stem.name}_contour.png")),
+        draw(plot.surface3d(result), stem.with_name(f"{stem.name}_3d.png")),
+    ]
+    measures = _convexity(result)
+    print(_summary(result))
+    if measures:
+        print(
+            f"negative curvature at {measures['negative_curvature']:.1%} of the plane, local minima: "
+            f"{measures['local_minima']:.0f}, area with a loss of at most 0.1 above the center: "
+            f"{measures['level_set_area']:.3g}"
+        )
+    return {"result": file, "pictures": pictures, **_numbers(result), **measures}
 
 
-def _convexity(plane: xr.Dataset) -> str:
+def _convexity(plane: xr.Dataset) -> dict[str, float]:
     """How far from convex a plane is, where it has at least 3 points around the center along each axis."""
     for name in plane.loss.dims:
         coords = plane[name]
         if coords.size < 3 or not coords.min() <= 0 <= coords.max():
-            return ""
+            return {}
     value = js.plane_measures(plane).value
-    return (
-        f"\nnegative curvature at {value.negative_curvature:.1%} of the plane, local minima: {value.local_minima:.0f}, "
-        f"area with a loss of at most 0.1 above the center: {value.level_set_area:.3g}"
-    )
+    return {name: float(value[name]) for name in ("negative_curvature", "local_minima", "level_set_area")}
 
 
-def line(args: argparse.Namespace) -> None:
-    """Measure and draw the train and the test loss along a line."""
-    run = js.load_run(args.run)
-    start, stop = args.range
-    grid = js.Grid.line(start, stop, args.points)
-    if args.dry_run:
-        show_budget(args, run, data_of(run, "train"), grid=grid, compute_dtype=args.compute_dtype)
-        return
-    directions = directions_of(args, run.params, 1)
-    results = {}
-    for split in ("train", "test"):
-        out = run.path / f"line_{split}.zarr"
-        check_replaceable(out)
-        data = data_of(run, split)
-        store = partial(out)
+@command("jaxscape line runs/mine --points 101", distributed=True)
+def line(
+    run: options.Target,
+    points: options.Count = 101,
+    range: options.Range = (-1.0, 1.0),
+    seed: options.Seed = 0,
+    norm: options.Norms = "filter",
+    ignore: options.Ignore = "bias_norm",
+    rtol: options.Rtol = None,
+    atol: options.Atol = 0.0,
+    compute_dtype: options.ComputeDtype = None,
+    batch_size: options.BatchSize = "auto",
+    dry_run: options.DryRun = False,
+) -> dict[str, Any]:
+    """Train and test loss along one random direction."""
+    target = load_target(run)
+    grid = js.Grid.line(*range, points)
+    if dry_run:
+        return show_budget(target, data_of(target, "train"), batch_size, grid=grid, compute_dtype=compute_dtype)
+    directions = directions_of(target.params, 1, seed, norm, ignore)
+    results, files = {}, {split: target.path / f"line_{split}.zarr" for split in splits_of(target)}
+    for file in files.values():
+        check_replaceable(file)
+    for split, file in files.items():
         result = js.surface(
-            run.params, run.loss_fn, data, directions=directions, grid=grid, store=store, **evaluating(args)
+            target.params,
+            target.loss_fn,
+            data_of(target, split),
+            directions=directions,
+            grid=grid,
+            store=partial(file),
+            **evaluating(rtol, atol, compute_dtype, batch_size),
         )
-        result.attrs |= {"title": f"{name_of(run)}, {split}", "split": split}
+        result.attrs |= {"title": f"{name_of(target)}, {split}", "split": split}
         if not jax.process_index():
-            write(result, out)
-            shutil.rmtree(partial(out), ignore_errors=True)  # the complete result is written
-        results[split] = result.assign_attrs(title=name_of(run))
+            write(result, file)
+            shutil.rmtree(partial(file), ignore_errors=True)  # the complete result is written
+        results[split] = result.assign_attrs(title=name_of(target))
     if jax.process_index():
-        return
-    draw(plot.line(results), run.path / "line.png")
+        return {}
+    picture = draw(plot.line(results), target.path / "line.png")
     for split, result in results.items():
         print(f"{split}: {_summary(result)}")
+    return {"pictures": [picture], **{s: {"result": files[s], **_numbers(r)} for s, r in results.items()}}
 
 
-def interpolate(args: argparse.Namespace) -> None:
-    """Measure and draw the train and the test loss on the line through two runs, and print the barrier between them."""
-    runs = [js.load_run(path) for path in (args.run, args.other)]
+@command("jaxscape interpolate runs/a runs/b", distributed=True)
+def interpolate(
+    run: Annotated[str, typer.Argument(metavar="RUN_A", help="alpha = 0: a run, or package.module:function.")],
+    other: Annotated[str, typer.Argument(metavar="RUN_B", help="alpha = 1: the same network on the same data.")],
+    points: options.Count = 101,
+    range: options.Range = (-0.5, 1.5),
+    statistics: Annotated[
+        Literal["interpolate", "frozen", "reestimate"], typer.Option(help="Of batch norm.")
+    ] = "interpolate",
+    rtol: options.Rtol = None,
+    atol: options.Atol = 0.0,
+    compute_dtype: options.ComputeDtype = None,
+    batch_size: options.BatchSize = "auto",
+    out: Annotated[str | None, typer.Option(metavar="FOLDER", help="For results. [default: RUN_A]")] = None,
+) -> dict[str, Any]:
+    """Train and test loss on the line through two runs, and the barrier between them."""
+    runs = [load_target(run), load_target(other)]
     for name in ("dataset", "loss", "label_noise"):
-        one, other = (run.config.get(name) for run in runs)
-        if one != other:
-            raise ValueError(f"{name} is {one!r} in {args.run} and {other!r} in {args.other}; expected the same.")
-    paths = [str(run.path.resolve()) for run in runs]
-    ends = [run.params if args.statistics == "frozen" else run.variables for run in runs]
-    folder, grid = Path(args.out or runs[0].path), js.Grid.line(args.range[0], args.range[1], args.points)
+        one, another = (config_of(each).get(name) for each in runs)
+        if one != another:
+            raise ValueError(f"{name} is {one!r} in {run} and {another!r} in {other}; expected the same.")
+    paths = [str(each.path.resolve()) for each in runs]
+    ends = [each.params if statistics == "frozen" else getattr(each, "variables", each.params) for each in runs]
+    folder, grid = Path(out or runs[0].path), js.Grid.line(*range, points)
     stem = f"interpolate_{runs[1].path.name}"
-    outs = {split: folder / f"{stem}_{split}.zarr" for split in ("train", "test")}
-    for out in outs.values():
-        check_replaceable(out)
-        if out.exists() and (before := js.load(out).attrs.get("runs", paths)) != paths:
-            raise ValueError(f"{out} is the line from {before[0]} to {before[1]}; choose another --out.")
+    files = {split: folder / f"{stem}_{split}.zarr" for split in splits_of(runs[0])}
+    for file in files.values():
+        check_replaceable(file)
+        if file.exists() and (before := js.load(file).attrs.get("runs", paths)) != paths:
+            raise ValueError(f"{file} is the line from {before[0]} to {before[1]}; choose another --out.")
     folder.mkdir(parents=True, exist_ok=True)
-    results = {}
-    for split, out in outs.items():
+    results, numbers = {}, {}
+    of_statistics: dict[str, Any] = {"statistics": statistics}
+    if statistics == "reestimate":
+        of_statistics["statistics_data"] = runs[0].data
+    for split, file in files.items():
         result = js.interpolate(
             ends[0],
             ends[1],
             runs[0].loss_fn,
             data_of(runs[0], split),
             grid=grid,
-            statistics=args.statistics,
-            statistics_data=runs[0].data,
-            store=partial(out),
-            **evaluating(args),
+            store=partial(file),
+            **of_statistics,
+            **evaluating(rtol, atol, compute_dtype, batch_size),
         )
         results[split] = result.assign_attrs(title=f"{name_of(runs[0])}: {runs[0].path.name} to {runs[1].path.name}")
         if not jax.process_index():
-            write(results[split].assign_attrs(split=split, runs=paths), out)
-            shutil.rmtree(partial(out), ignore_errors=True)  # the complete result is written
+            write(results[split].assign_attrs(split=split, runs=paths), file)
+            shutil.rmtree(partial(file), ignore_errors=True)  # the complete result is written
     if jax.process_index():
-        return
-    draw(plot.interpolation(results), folder / f"{stem}.png")
+        return {}
+    picture = draw(plot.interpolation(results), folder / f"{stem}.png")
     for split, result in results.items():
-        print(f"{split}: {_summary(result)}{_barrier(result)}")
+        barrier = _barrier(result)
+        print(f"{split}: {_summary(result)}{_in_words(barrier)}")
+        numbers[split] = {"result": files[split], **_numbers(result), **barrier}
+    return {"pictures": [picture], **numbers}
 
 
-def _barrier(line: xr.Dataset) -> str:
+def _barrier(line: xr.Dataset) -> dict[str, float]:
     """The barrier, where both ends are points of a line."""
     if any(place_of(line, end) is None for end in (0.0, 1.0)):
-        return ""
+        return {}
     height = js.loss_barrier(line)
-    return f", barrier {height.value:.4g} (standard error at most {height.stderr:.2g}) at alpha = {height.alpha:.3g}"
+    return {
+        "barrier": float(height.value),
+        "barrier_stderr": float(height.stderr),
+        "barrier_alpha": float(height.alpha),
+    }
 
 
-def hessian(args: argparse.Namespace) -> None:
-    """Measure and draw the extreme eigenvalues of the Hessian over a plane and, if asked, its spectrum."""
-    run = js.load_run(args.run)
-    if args.dry_run:
-        points = _plane(args).points().shape[0]
-        data, subset = data_of(run, args.split), slice(args.subset)
-        data = jax.tree.map(lambda x: x[subset], data)
-        show_budget(args, run, data, call="eigenvalues", max_matvecs=points * args.max_matvecs)
-        return
-    out = Path(args.out or run.path / "hessian.zarr")
-    check_replaceable(out)
-    ignore: Any = "bias_norm" if args.weights_only else None
-    store = partial(out)
-    result = js.eigenvalue_map(
-        run.params,
-        run.loss_fn,
-        data_of(run, args.split),
-        directions=directions_of(args, run.params, 2),
-        grid=_plane(args),
-        tol=args.tol,
-        max_matvecs=args.max_matvecs,
-        subset=args.subset,
-        pilot=args.pilot,
-        ignore=ignore,
-        batch_size=args.batch_size,
-        store=store,
-        seed=args.seed,
+def _in_words(barrier: dict[str, float]) -> str:
+    if not barrier:
+        return ""
+    return (
+        f", barrier {barrier['barrier']:.4g} (standard error at most {barrier['barrier_stderr']:.2g}) "
+        f"at alpha = {barrier['barrier_alpha']:.3g}"
     )
-    if args.spectrum:
+
+
+@command("jaxscape hessian runs/mine --subset 512 --spectrum", distributed=True)
+def hessian(
+    run: options.Target,
+    points: options.Points = "11",
+    range: options.Range = (-1.0, 1.0),
+    split: options.OfSplit = "train",
+    pilot: Annotated[int | None, typer.Option(metavar="N", help="Look for the ends on so many examples first.")] = None,
+    subset: Annotated[
+        int | None, typer.Option(metavar="N", help="So many examples, drawn with --seed. [default: all]")
+    ] = None,
+    tol: Annotated[float, typer.Option(metavar="X", help="Relative residual.")] = 1e-2,
+    max_matvecs: Annotated[int, typer.Option(metavar="N", help="Products at each point, at most.")] = 100,
+    weights_only: Annotated[
+        bool, typer.Option("--weights-only", help="No curvature in biases and norms, as in the paper.")
+    ] = False,
+    spectrum: Annotated[
+        bool, typer.Option("--spectrum", help="The density of all eigenvalues at the center, too.")
+    ] = False,
+    seed: options.Seed = 0,
+    norm: options.Norms = "filter",
+    ignore: options.Ignore = "bias_norm",
+    batch_size: options.BatchSize = "auto",
+    dry_run: options.DryRun = False,
+    out: options.Out = None,
+) -> dict[str, Any]:
+    """The smallest and the largest eigenvalue of the Hessian over a plane."""
+    target = load_target(run)
+    data, grid = data_of(target, split), plane_of(points, range)
+    if dry_run:
+        part = jax.tree.map(lambda x: x[slice(subset)], data)
+        matvecs = grid.points().shape[0] * max_matvecs
+        return show_budget(target, part, batch_size, call="eigenvalues", max_matvecs=matvecs)
+    file = Path(out or target.path / "hessian.zarr")
+    check_replaceable(file)
+    leaves: Any = "bias_norm" if weights_only else None
+    result = js.eigenvalue_map(
+        target.params,
+        target.loss_fn,
+        data,
+        directions=directions_of(target.params, 2, seed, norm, ignore),
+        grid=grid,
+        tol=tol,
+        max_matvecs=max_matvecs,
+        subset=subset,
+        pilot=pilot,
+        ignore=leaves,
+        batch_size=batch_size,
+        store=partial(file),
+        seed=seed,
+    )
+    if spectrum:
         density = js.spectral_density(
-            run.params, run.loss_fn, data_of(run, args.split), ignore=ignore, batch_size=args.batch_size, key=args.seed
+            target.params, target.loss_fn, data, ignore=leaves, batch_size=batch_size, key=seed
         )
     if jax.process_index():
-        return
-    attrs_of_run = {"title": f"{name_of(run)}, {args.split}", "split": args.split}
-    write(result.assign_attrs(attrs_of_run), out)
-    shutil.rmtree(store)  # the complete result is written
-    draw(plot.eigenvalue_map(result.assign_attrs(attrs_of_run)), out.with_suffix(".png"))
-    if args.spectrum:
-        write(density.assign_attrs(attrs_of_run), run.path / "spectrum.zarr")
-        draw(plot.spectrum(density.assign_attrs(attrs_of_run)), run.path / "spectrum.png")
-    points, attrs = result.ratio.size, result.attrs
+        return {}
+    about = {"title": f"{name_of(target)}, {split}", "split": split}
+    write(result.assign_attrs(about), file)
+    shutil.rmtree(partial(file))  # the complete result is written
+    pictures = [draw(plot.eigenvalue_map(result.assign_attrs(about)), file.with_suffix(".png"))]
+    if spectrum:
+        write(density.assign_attrs(about), target.path / "spectrum.zarr")
+        pictures.append(draw(plot.spectrum(density.assign_attrs(about)), target.path / "spectrum.png"))
+    numbers = {
+        "points": result.ratio.size,
+        "seconds": result.attrs["seconds"],
+        "products": int(result.num_matvecs.sum()),
+        "min_eigenvalue": float(result.min_eigenvalue.min()),
+        "max_eigenvalue": float(result.max_eigenvalue.max()),
+        "median_ratio": float(result.ratio.median()),
+        "unconverged_points": result.attrs["unconverged_points"],
+        "nonfinite_points": result.attrs["nonfinite_points"],
+    }
     print(
-        f"{points} points in {attrs['seconds']:.1f} s, {int(result.num_matvecs.sum())} products, eigenvalues from "
-        f"{float(result.min_eigenvalue.min()):.4g} to {float(result.max_eigenvalue.max()):.4g}, ratio in the median "
-        f"{float(result.ratio.median()):.4g}, {attrs['unconverged_points']} points not converged, "
-        f"{attrs['nonfinite_points']} not finite"
+        f"{numbers['points']} points in {numbers['seconds']:.1f} s, {numbers['products']} products, eigenvalues from "
+        f"{numbers['min_eigenvalue']:.4g} to {numbers['max_eigenvalue']:.4g}, ratio in the median "
+        f"{numbers['median_ratio']:.4g}, {numbers['unconverged_points']} points not converged, "
+        f"{numbers['nonfinite_points']} not finite"
     )
+    return {"result": file, "pictures": pictures, **numbers}
 
 
-def show_budget(args: argparse.Namespace, run: Any, data: Any, **options: Any) -> None:
+def show_budget(target: Any, data: Any, batch_size: Any, **call: Any) -> dict[str, Any]:
     """Print what a command will take, from one timed point or product; nothing is written.
+
+    Args:
+        target: The run or problem.
+        data: The data.
+        batch_size: Examples at a time, or ``"auto"``.
+        **call: What else `jaxscape.estimate` takes.
+
+    Returns:
+        The numbers.
 
     Raises:
         ValueError: It does not fit.
     """
-    budget = js.estimate(run.params, run.loss_fn, data, batch_size=args.batch_size, timed=True, **options)
+    budget = js.estimate(target.params, target.loss_fn, data, batch_size=batch_size, timed=True, **call)
     print(budget._replace(cure=""))
     if budget.cure:
         raise ValueError(budget.cure)
+    return budget._asdict()
 
 
-def directions_of(args: argparse.Namespace, params: Any, num: int) -> js.Directions:
+def directions_of(params: Any, num: int, seed: int, norm: str, ignore: str | None) -> js.Directions:
     """The random directions that the options describe."""
-    norm: Any = None if args.norm == "none" else args.norm
-    ignore: Any = None if args.ignore == "none" else args.ignore or "bias_norm"
-    return js.random_directions(args.seed, params, num=num, norm=norm, ignore=ignore)
+    rule: Any = None if norm == "none" else norm
+    leaves: Any = None if ignore == "none" else ignore or "bias_norm"
+    return js.random_directions(seed, params, num=num, norm=rule, ignore=leaves)
 
 
-def _plane(args: argparse.Namespace) -> js.Grid:
-    """The grid of the plane; one number in ``--points`` is the number of points along both axes."""
-    num_alpha, num_beta = args.points if len(args.points) == 2 else args.points * 2
-    return js.Grid.plane((*args.range, num_alpha), (*args.range, num_beta))
+def plane_of(points: list[int], range: tuple[float, float]) -> js.Grid:
+    """The grid of the plane; one number of points is that along both axes."""
+    num_alpha, num_beta = points if len(points) == 2 else points * 2
+    return js.Grid.plane((*range, num_alpha), (*range, num_beta))
 
 
-def partial(out: Path) -> Path:
+def partial(file: Path) -> Path:
     """The folder that stores points until the result is complete."""
-    return out.with_suffix(".partial")
+    return file.with_suffix(".partial")
 
 
-def evaluating(args: argparse.Namespace) -> dict[str, Any]:
+def evaluating(rtol: float | None, atol: float, compute_dtype: str | None, batch_size: Any) -> dict[str, Any]:
     """The options of `surface` that say how the loss is evaluated."""
-    return {
-        "rtol": args.rtol,
-        "atol": args.atol,
-        "batch_size": args.batch_size,
-        "compute_dtype": args.compute_dtype,
-    }
+    return {"rtol": rtol, "atol": atol, "batch_size": batch_size, "compute_dtype": compute_dtype}
 
 
-def data_of(run: Any, split: str) -> Any:
-    """The train or the test split of a run."""
-    return run.data if split == "train" else run.test_data
-
-
-def name_of(run: Any) -> str:
-    """The name of the network of a run."""
-    return run.config["arch"] + (" without shortcuts" if run.config["noshort"] else "")
+def _numbers(result: xr.Dataset) -> dict[str, Any]:
+    """The number of points, the time and the loss at the center."""
+    numbers = {"points": result.loss.size, "seconds": result.attrs["seconds"]}
+    if "refine" in result.attrs:
+        numbers["evaluated_points"] = result.attrs["evaluated_points"]
+    return {**numbers, **{name: result.attrs[name] for name in ("center_loss", "nonfinite_points")}}
 
 
 def _summary(result: xr.Dataset) -> str:
-    """One line with the number of points, the time and the loss at the center."""
+    """One line with these numbers."""
     points, seconds = result.loss.size, result.attrs["seconds"]
     shown = f"{result.attrs['evaluated_points']} of {points}" if "refine" in result.attrs else points
     return (

@@ -1,63 +1,80 @@
 """Commands that show results and runs which exist already."""
 
-import argparse
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import typer
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import jaxscape as js
-from jaxscape import plot, trees
+from jaxscape import plot as pictures
+from jaxscape import trees
+from jaxscape.cli._app import command
 from jaxscape.cli._files import draw, print_table
 
 _PICTURES = (".png", ".pdf", ".svg")
+Kind = Literal["contour", "contourf", "heatmap", "surface3d", "line", "eigenvalue_map", "spectrum", "trajectory"]
 
 
-def plot_results(args: argparse.Namespace) -> None:
-    """Draw one result, or several in one picture."""
-    if args.out is not None:
-        plot.check_format(Path(args.out))
-    results = [js.load(file) for file in args.files]
-    named = dict(zip(_titles(args, results), results, strict=True))
-    kind: Any = args.kind or _default_kind(results[0], args)
-    options: dict[str, Any] = {"metric": args.metric, "log": args.log, "loss_max": args.loss_max}
-    picture: Axes | Figure
+@command("jaxscape plot a.zarr b.zarr --kind surface3d")
+def plot(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help=".zarr results.")],
+    kind: Annotated[Kind | None, typer.Option(help="The picture. [default: by what the result holds]")] = None,
+    metric: Annotated[str, typer.Option(metavar="NAME", help="Variable of the results.")] = "loss",
+    log: Annotated[
+        bool | None, typer.Option("--log/--no-log", help="Logarithmic scale. [default: if the values are steep]")
+    ] = None,
+    loss_max: Annotated[float | None, typer.Option(metavar="X", help="Cut off and count larger values.")] = None,
+    signed: Annotated[bool, typer.Option("--signed", help="Of an eigenvalue map: min / max with its sign.")] = False,
+    title: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Of each file in turn; repeat it.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="FILE.png|.pdf|.svg", help="The picture's file.")] = None,
+) -> dict[str, Any]:
+    """Draw a result, or several side by side on the same levels."""
+    if out is not None:
+        pictures.check_format(Path(out))
+    results = [js.load(file) for file in files]
+    named = dict(zip(_titles(title, files, results), results, strict=True))
+    what: Any = kind or _default_kind(results[0], metric)
+    options: dict[str, Any] = {"metric": metric, "log": log, "loss_max": loss_max}
+    first = Path(files[0]).with_suffix("")
+    default = first.with_name(f"{first.name}_{what}.png") if len(results) == 1 else Path(f"compare_{what}.png")
+    picture = _picture(named, what, options, signed)
+    return {"pictures": [draw(picture, Path(out or default))]}
+
+
+def _picture(named: dict[str, xr.Dataset], kind: Any, options: dict[str, Any], signed: bool) -> Axes | Figure:
+    """One result, or several in one picture."""
+    several = len(named) > 1
+    title, result = next(iter(named.items()))
+    titled: Any = result.assign_attrs(title=title)
     if kind == "spectrum":
-        if len(named) > 1:
+        if several:
             raise ValueError(f"{len(named)} files for --kind spectrum; expected one.")
-        title, result = named.popitem()
-        picture = plot.spectrum(result.assign_attrs(title=title))
-    elif kind == "trajectory":
-        title, result = next(iter(named.items()))
-        titled: Any = result.assign_attrs(title=title)
-        picture = plot.trajectories(named, **options) if len(named) > 1 else plot.trajectory(titled, **options)
-    elif kind == "eigenvalue_map":
-        title, result = next(iter(named.items()))
-        signed = {"signed": args.signed}
-        picture = plot.eigenvalue_map(named if len(named) > 1 else result.assign_attrs(title=title), **signed)
-    elif kind == "line":
-        picture = plot.line(named if len(named) > 1 else results[0], **options)
-    elif len(named) > 1:
-        picture = plot.compare(named, kind, **options)
-    else:
-        title, result = named.popitem()
-        picture = getattr(plot, kind)(result.assign_attrs(title=title), **options)
-    first = Path(args.files[0]).with_suffix("")
-    default = first.with_name(f"{first.name}_{kind}.png") if len(results) == 1 else Path(f"compare_{kind}.png")
-    draw(picture, Path(args.out or default))
+        return pictures.spectrum(titled)
+    if kind == "trajectory":
+        return pictures.trajectories(named, **options) if several else pictures.trajectory(titled, **options)
+    if kind == "eigenvalue_map":
+        return pictures.eigenvalue_map(named if several else titled, signed=signed)
+    if kind == "line":
+        return pictures.line(named if several else result, **options)
+    return pictures.compare(named, kind, **options) if several else getattr(pictures, kind)(titled, **options)
 
 
-def report(args: argparse.Namespace) -> None:
-    """Print a table of runs, and the pictures in their folders."""
-    runs = [js.load_run(run) for run in args.runs]
+@command("jaxscape report runs/a runs/b")
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs' folders.")],
+) -> dict[str, Any]:
+    """A table of runs, and the pictures in their folders."""
+    loaded = [js.load_run(run) for run in runs]
     header = "run", "arch", "shortcuts", "epochs", "params", "train loss", "train err %", "test loss", "test err %"
-    rows = [header, *map(_report_row, runs)]
+    rows = [header, *map(_report_row, loaded)]
+    found = {str(run.path): sorted(str(f) for f in run.path.iterdir() if f.suffix in _PICTURES) for run in loaded}
     print_table(rows, left=3)
-    for run in runs:
-        pictures = sorted(str(file) for file in run.path.iterdir() if file.suffix in _PICTURES)
-        print("\n".join([f"\npictures in {run.path}:", *(pictures or ["none"])]))
+    for path, files in found.items():
+        print("\n".join([f"\npictures in {path}:", *(files or ["none"])]))
+    return {"runs": [dict(zip(header, row, strict=True)) for row in rows[1:]], "pictures": found}
 
 
 def _report_row(run: Any) -> tuple[str, ...]:
@@ -73,27 +90,27 @@ def _report_row(run: Any) -> tuple[str, ...]:
     )
 
 
-def _default_kind(result: xr.Dataset, args: argparse.Namespace) -> str:
+def _default_kind(result: xr.Dataset, metric: str) -> str:
     """The kind of picture that fits the variables of a result; the plot itself refuses a metric that is missing."""
     for kind, variable in (("spectrum", "density"), ("eigenvalue_map", "min_eigenvalue")):
-        if variable in result and args.metric not in result:
+        if variable in result and metric not in result:
             return kind
     if "coordinates" in result:
         return "trajectory"
-    metric = args.metric if args.metric in result else "loss"
+    metric = metric if metric in result else "loss"
     return "line" if metric in result and result[metric].ndim == 1 else "contour"
 
 
-def _titles(args: argparse.Namespace, results: list[xr.Dataset]) -> list[str]:
-    """The titles in ``--titles``; without them the titles of the results, if they are distinct; else the files."""
-    if args.titles:
-        if len(args.titles) != len(results):
-            raise ValueError(f"--titles has {len(args.titles)} titles for {len(results)} files; expected one for each.")
-        titles = args.titles
+def _titles(given: list[str] | None, files: list[str], results: list[xr.Dataset]) -> list[str]:
+    """The titles that were given; without them the titles of the results, if they are distinct; else the files."""
+    if given:
+        if len(given) != len(results):
+            raise ValueError(f"--title has {len(given)} titles for {len(results)} files; expected one for each.")
+        titles = given
     else:
         titles = [str(result.attrs.get("title", "")) for result in results]
         if "" in titles or len(set(titles)) < len(titles):
-            titles = args.files
+            titles = files
     if len(set(titles)) < len(titles):
-        raise ValueError(f"the titles {titles} repeat; tell the pictures apart with --titles.")
+        raise ValueError(f"the titles {titles} repeat; tell the pictures apart with --title, once for each file.")
     return titles

@@ -1,110 +1,172 @@
 """The command ``trajectory``: one run in its principal plane, or several runs side by side or in one plane."""
 
-import argparse
 import dataclasses
 import itertools
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import matplotlib.pyplot as plt
+import typer
 import xarray as xr
 
 import jaxscape as js
 from jaxscape import plot
+from jaxscape.cli import _options as options
+from jaxscape.cli._app import command
 from jaxscape.cli._files import check_replaceable, draw, print_table, write
-from jaxscape.cli._measure import data_of, directions_of, evaluating, name_of, partial
+from jaxscape.cli._measure import directions_of, evaluating, partial
+from jaxscape.cli._targets import Problem, config_of, data_of, load_target, name_of
 
-DIRECTIONS = "of the plane: principal, two random ones, or from the end to the start and a random one (default: pca)"
 _OPTIONS = ("arch", "noshort", "optimizer", "batch_size", "weight_decay", "lr", "momentum", "loss", "dataset", "seed")
 
 
-def trajectory(args: argparse.Namespace) -> None:
-    """Write a result and a picture for each run; for several runs also one picture of all. Print a table."""
-    runs = [_run(path, args) for path in args.runs]
-    suffix = "" if args.directions == "pca" else f"_{args.directions}"
-    outs = [run.path / f"trajectory{suffix}.zarr" for run in runs]
-    for out in outs:
-        check_replaceable(out)
-    if args.animate and len(runs) > 1 and not args.together:
+@command("jaxscape trajectory runs/mine", distributed=True)
+def trajectory(
+    runs: options.Targets,
+    together: Annotated[
+        bool, typer.Option("--together", help="All paths in one plane, on the loss of the first run.")
+    ] = False,
+    steps: Annotated[
+        bool, typer.Option("--steps", help="The weights that --save-steps kept, not those of epochs.")
+    ] = False,
+    batch_stats: Annotated[
+        bool, typer.Option("--batch-stats", help="Running statistics are coordinates as well.")
+    ] = False,
+    directions: Annotated[
+        Literal["pca", "random", "solution"],
+        typer.Option(help="Of the plane: principal, two random ones, or from the end to the start and a random one."),
+    ] = "pca",
+    center: Annotated[Literal["last", "mean"], typer.Option(help="Of the principal directions.")] = "last",
+    points: options.Points = "25",
+    margin: Annotated[float, typer.Option(metavar="X", help="Around the path, of its extent.")] = 0.15,
+    split: options.OfSplit = "train",
+    animate: Annotated[
+        str | None, typer.Option(metavar="FILE.gif|.mp4", help="The growing path, of one run or --together.")
+    ] = None,
+    seed: options.Seed = 0,
+    norm: options.Norms = "filter",
+    ignore: Annotated[
+        options.Leaves | None,
+        typer.Option(help="Leaves left alone. [default: bias_norm for random directions, none for principal ones]"),
+    ] = None,
+    rtol: options.Rtol = None,
+    atol: options.Atol = 0.0,
+    compute_dtype: options.ComputeDtype = None,
+    batch_size: options.BatchSize = "auto",
+    out: Annotated[str | None, typer.Option(metavar="FILE.png|.pdf|.svg", help="The picture of several runs.")] = None,
+) -> dict[str, Any]:
+    """The path of training in its principal plane, on the loss around it."""
+    targets = [_walked(run, steps) for run in runs]
+    suffix = "" if directions == "pca" else f"_{directions}"
+    files = [target.path / f"trajectory{suffix}.zarr" for target in targets]
+    for file in files:
+        check_replaceable(file)
+    if animate and len(runs) > 1 and not together:
         raise ValueError("--animate is one picture, but each run has a plane of its own; add --together.")
-    if args.out is not None:
-        plot.check_format(Path(args.out))
-    if args.animate is not None:
-        plot.check_format(Path(args.animate), animation=True)
-    titles = _titles(runs)
-    shared = _plane(args, runs) if args.together else {}
+    if out is not None:
+        plot.check_format(Path(out))
+    if animate is not None:
+        plot.check_format(Path(animate), animation=True)
+    leaves = None if ignore == "none" else ignore
+    how = _Plane(directions, leaves, batch_stats, seed, norm, ignore)
+    titles = _titles(targets)
+    shared = _plane(how, targets) if together else {}
     results = {}
-    for run, title, out in zip(runs, titles, outs, strict=True):
-        plane = shared or _plane(args, [run])
+    for target, title, file in zip(targets, titles, files, strict=True):
         result = js.trajectory(
-            run,
-            data=data_of(run, args.split),
-            center=args.center,
-            ignore=_ignore(args),
-            batch_stats=args.batch_stats,
-            points=tuple(args.points * 2)[:2],
-            margin=args.margin,
-            store=partial(out),
-            **plane,
-            **evaluating(args),
+            target.checkpoints if isinstance(target, Problem) else target,
+            **({"loss_fn": target.loss_fn, "origin": target.params} if isinstance(target, Problem) else {}),
+            data=data_of(target, split),
+            center=center,
+            ignore=leaves,
+            batch_stats=batch_stats,
+            points=tuple(points * 2)[:2],
+            margin=margin,
+            store=partial(file),
+            **(shared or _plane(how, [target])),
+            **evaluating(rtol, atol, compute_dtype, batch_size),
         )
-        results[title] = result.assign_attrs(title=title, split=args.split)
+        results[title] = result.assign_attrs(title=title, split=split)
         if not jax.process_index():
-            write(results[title], out)
-            shutil.rmtree(partial(out), ignore_errors=True)  # the complete result is written
+            write(results[title], file)
+            shutil.rmtree(partial(file), ignore_errors=True)  # the complete result is written
     if jax.process_index():
-        return
-    for result, out in zip(results.values(), outs, strict=True) if not args.together else ():
-        draw(plot.trajectory(result), out.with_suffix(".png"))
-        draw(plot.trajectory3d(result), out.with_name(f"{out.stem}_3d.png"))
-    if args.animate is not None:
-        animation = plot.trajectory_animation(results if args.together else results[titles[0]])
-        print(plot.save(animation, args.animate))
+        return {}
+    pictures = []
+    for result, file in zip(results.values(), files, strict=True) if not together else ():
+        pictures.append(draw(plot.trajectory(result), file.with_suffix(".png")))
+        pictures.append(draw(plot.trajectory3d(result), file.with_name(f"{file.stem}_3d.png")))
+    if animate is not None:
+        animation = plot.trajectory_animation(results if together else results[titles[0]])
+        pictures.append(plot.save(animation, animate))
+        print(pictures[-1])
         plt.close("all")
     if len(runs) > 1:
-        picture = plot.trajectory(results) if args.together else plot.trajectories(results)
-        draw(picture, Path(args.out or f"trajectories{suffix}.png"))
+        picture = plot.trajectory(results) if together else plot.trajectories(results)
+        pictures.append(draw(picture, Path(out or f"trajectories{suffix}.png")))
     _print(results)
+    return {"results": files, "pictures": pictures, "paths": {title: _numbers(r) for title, r in results.items()}}
 
 
-def _run(path: str, args: argparse.Namespace) -> Any:
-    """Load a run; with ``--steps`` its checkpoints are those between the epochs."""
-    run = js.load_run(path)
-    if not args.steps:
-        return run
-    if not len(run.steps):
-        raise ValueError(f"{path} has no steps; train it with --save-steps N, or leave --steps out.")
-    return dataclasses.replace(run, checkpoints=run.steps)
+def _walked(run: str, steps: bool) -> Any:
+    """A run, or a problem; with ``--steps`` its checkpoints are those between the epochs."""
+    target = load_target(run)
+    if isinstance(target, Problem):
+        if target.checkpoints is None:
+            raise ValueError(f"{run} has no checkpoints; return a dict with the key checkpoints, e.g. a js.Recorder.")
+        return target
+    if not steps:
+        return target
+    if not len(target.steps):
+        raise ValueError(f"{run} has no steps; train it with --save-steps N, or leave --steps out.")
+    return dataclasses.replace(target, checkpoints=target.steps)
 
 
-def _plane(args: argparse.Namespace, runs: list[Any]) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class _Plane:
+    """What the options say of the plane.
+
+    Attributes:
+        directions: Principal, random, or from the end to the start and a random one.
+        leaves: Leaves that principal directions leave out.
+        batch_stats: Whether running statistics are coordinates.
+        seed: Of random directions.
+        norm: Of random directions.
+        ignore: Leaves that random directions leave alone.
+    """
+
+    directions: str
+    leaves: Any
+    batch_stats: bool
+    seed: int
+    norm: str
+    ignore: str | None
+
+
+def _plane(how: _Plane, targets: list[Any]) -> dict[str, Any]:
     """The directions and, for several runs, the origin; empty for one run in its principal plane."""
-    paths = [run.checkpoints.with_batch_stats() if args.batch_stats else run.checkpoints for run in runs]
+    if how.directions == "pca" and len(targets) == 1:
+        return {}
+    paths = [target.checkpoints.with_batch_stats() if how.batch_stats else target.checkpoints for target in targets]
     origin = paths[0][-1]
-    together = {"origin": origin} if len(runs) > 1 else {}
-    if args.directions == "pca":
-        if not together:
-            return {}
-        directions = js.pca_directions(itertools.chain(*paths), center="mean", ignore=_ignore(args))[0]
-    elif args.directions == "random":
-        directions = directions_of(args, origin, 2)
+    together = {"origin": origin} if len(targets) > 1 else {}
+    if how.directions == "pca":
+        directions = js.pca_directions(itertools.chain(*paths), center="mean", ignore=how.leaves)[0]
+    elif how.directions == "random":
+        directions = directions_of(origin, 2, how.seed, how.norm, how.ignore)
     else:
-        both = [js.direction_between(origin, paths[0][0]), directions_of(args, origin, 1)]
+        random = directions_of(origin, 1, how.seed, how.norm, how.ignore)
+        both = [js.direction_between(origin, paths[0][0]), random]
         recipe = (("directions", "solution"), ("axis_labels", "end to start | random direction"))
         directions = js.Directions(js.Directions.stack(both).basis, recipe=recipe)
     return {"directions": directions, **together}
 
 
-def _ignore(args: argparse.Namespace) -> Any:
-    """The leaves to leave out of principal directions: none, unless ``--ignore`` says otherwise."""
-    return None if args.ignore == "none" else args.ignore
-
-
 def _titles(runs: list[Any]) -> list[str]:
     """Titles of the options in which the runs differ; the folders, if these titles are not distinct."""
-    differ = [name for name in _OPTIONS if len({run.config.get(name) for run in runs}) > 1]
+    differ = [name for name in _OPTIONS if len({config_of(run).get(name) for run in runs}) > 1]
     titles = [", ".join(_described(run, name) for name in differ) for run in runs]
     if len(runs) == 1:
         return [name_of(runs[0])]
@@ -113,22 +175,34 @@ def _titles(runs: list[Any]) -> list[str]:
 
 def _described(run: Any, name: str) -> str:
     """An option of a run in words, for a title."""
-    value = run.config.get(name)
+    value = config_of(run).get(name)
     if name == "noshort":
         return "without shortcuts" if value else "with shortcuts"
     words = {"batch_size": "batch ", "weight_decay": "decay ", "lr": "rate ", "momentum": "momentum ", "seed": "seed "}
     return words.get(name, "") + (f"{value:g}" if isinstance(value, float) else str(value))
 
 
+def _numbers(result: xr.Dataset) -> dict[str, float]:
+    """The shares of the variance, and what the plane does not show of the first checkpoint."""
+    ratios = result.explained_variance_ratio if "explained_variance_ratio" in result else result.axis_variance
+    first = {name: float(result[name][0]) for name in ("off_plane_distance", "true_loss", "in_plane_loss")}
+    return {
+        "first_share": float(ratios[0]),
+        "second_share": float(ratios[1]),
+        "variance_captured": float(result.attrs["variance_captured"]),
+        **first,
+        "checkpoints": result.sizes["step"],
+    }
+
+
 def _print(results: dict[str, xr.Dataset]) -> None:
-    """Print a table with the shares of the variance and the losses of each path."""
+    """Print a table with these numbers of each path."""
     header = "run", "1st PC %", "2nd PC %", "in plane %", "off plane", "true loss", "in-plane loss", "checkpoints"
     rows: list[tuple[str, ...]] = [header]
     for title, result in results.items():
-        ratios = result.explained_variance_ratio if "explained_variance_ratio" in result else result.axis_variance
-        shares = [float(100 * share) for share in (*ratios.values[:2], result.attrs["variance_captured"])]
-        start = [float(result[name][0]) for name in ("off_plane_distance", "true_loss", "in_plane_loss")]
-        rows.append((title, *(f"{x:.4g}" for x in (*shares, *start)), str(result.sizes["step"])))
+        *numbers, checkpoints = _numbers(result).values()
+        cells = [100 * share for share in numbers[:3]] + numbers[3:]
+        rows.append((title, *(f"{x:.4g}" for x in cells), str(checkpoints)))
     if next(iter(results.values())).attrs.get("directions") != "PCA":
         rows[0] = ("run", "1st axis %", "2nd axis %", *header[3:])
     print_table(rows, left=1)

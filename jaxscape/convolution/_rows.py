@@ -59,9 +59,11 @@ def in_rows(
         A function of the same operands; None: the equation is neither an elementwise operation nor a broadcast, or
         stays as it is.
     """
+    if len(eqn.outvars) != 1:
+        return None  # a callback, such as that of jax.debug.print, has no result
     shapes = [getattr(v.aval, "shape", ()) for v in (*eqn.outvars, *eqn.invars)]  # a token has no shape
     shape, *operands = shapes
-    merged = merge(shape) if len(eqn.outvars) == 1 else None
+    merged = merge(shape)
     if merged is None:
         return None
 

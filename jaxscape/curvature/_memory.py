@@ -11,7 +11,7 @@ from jaxscape.curvature._forms import Source
 from jaxscape.curvature._operators import mesh_of_products
 from jaxscape.curvature._product import programs
 from jaxscape.curvature._totals import BY_EXAMPLES, shares_of
-from jaxscape.objective import Objective, Placement, Term, even_size, num_lanes
+from jaxscape.objective import Objective, Placement, Term, are_large, even_size, num_lanes
 from jaxscape.shards import within
 from jaxscape.subspace import Subspace
 from jaxscape.types import Data, Params
@@ -34,7 +34,7 @@ def lowered_products(
     """
     mesh = mesh_of_products(shapes, mesh)
     objective = Objective.of(loss_fn, shapes, data, compute_dtype="float32", check=False, batch_size=batch_size)
-    subspace = Subspace.of(shapes, None).on(mesh)
+    subspace = Subspace.of(shapes, None, in_leaves=are_large(shapes)).on(mesh)
     placement = Placement(mesh, subspace.specs)
     with within(placement.context):
         return [_lowered(term, shapes, subspace, placement, batch_size) for term in objective.terms]
@@ -64,7 +64,7 @@ def _lowered(
     vector: Any = [
         _like(jax.ShapeDtypeStruct(x.shape, subspace.dtype), mesh, s) for x, s in zip(leaves, specs, strict=True)
     ]
-    if not placement.is_cut:
+    if subspace.is_flat:
         vector = _like(jax.ShapeDtypeStruct((subspace.size,), subspace.dtype), mesh, PartitionSpec())
     constants = jax.tree.map(lambda x: _like(x, mesh, PartitionSpec()), constants)
     program = programs(form, subspace, mesh).direct.lower(params, constants, stack, vector, total)

@@ -13,7 +13,7 @@ from jaxscape.arguments import blamed, checked
 from jaxscape.curvature._forms import GaussNewtonSource, Method, ModelFn, Source, advised
 from jaxscape.curvature._product import Product
 from jaxscape.linalg import Operator
-from jaxscape.objective import DATA_AXIS, Objective, Placement, as_batch_size, split_terms
+from jaxscape.objective import DATA_AXIS, Objective, Placement, are_large, as_batch_size, split_terms
 from jaxscape.shards import mesh_of_shards
 from jaxscape.subspace import Subspace
 from jaxscape.types import Data, Ignore, LossFn, Params
@@ -157,7 +157,7 @@ def ggn_product(
         loss, part = terms[term.name]
         model, loss = (_without_data(f, part is None) for f in (models[term.name], _as_dict(loss)))
         sources.append(GaussNewtonSource(term, model, loss, params))
-    subspace = Subspace.of(params, ignore)
+    subspace = Subspace.of(params, ignore, in_leaves=are_large(params))
     devices = mesh_of_products(params, mesh)
     product = Product(objective, sources, subspace, as_batch_size(batch_size), devices, linearize=linearize)
     return Operator(product.at(params), product.subspace)
@@ -171,12 +171,14 @@ class Options(NamedTuple):
         ignore: Which leaves are held fixed.
         check: Whether to find out if the loss is a mean over examples.
         method: How the gradient is differentiated, as in `hvp`.
+        flat: Whether vectors are flat, however large params are.
     """
 
     batch_size: int | Literal["auto"] = "auto"
     ignore: Ignore = None
     check: bool = True
     method: Method = "forward_over_reverse"
+    flat: bool = False
 
 
 def hessian_product(
@@ -203,7 +205,7 @@ def hessian_product(
     """
     params = checks.as_params(params)
     batch_size = as_batch_size(options.batch_size)
-    subspace = Subspace.of(params, options.ignore)
+    subspace = Subspace.of(params, options.ignore, in_leaves=are_large(params) and not options.flat)
     _check_method(options.method, subspace, linearize)
     linearize = False if options.method == "finite_difference" else linearize
     objective = Objective.of(loss_fn, params, data, compute_dtype="float32", check=options.check, batch_size=batch_size)

@@ -232,7 +232,8 @@ class Product:
                 compiled.extend(self._compiled(step, vector, lanes[0][1]) for step in steps)
             totals = start([functools.partial(add, lane, vector, total) for lane, total in lanes])()
             result = whole(*totals)
-            result = result if self._placement.is_cut else result.addressable_data(0)
+            if not self._placement.is_cut:
+                result = jax.tree.map(lambda x: x.addressable_data(0), result)
             return result if streamed is None else jax.tree.map(jnp.add, result, streamed)
 
         return product

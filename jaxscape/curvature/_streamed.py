@@ -84,8 +84,10 @@ class Streamed:
                 totals = start([functools.partial(_add, lane, total) for lane, total in pairs])()
         if self._placement.is_cut:
             return joined(*totals)
-        total = joined(*totals).addressable_data(0)
-        return total if jax.process_count() == 1 else jnp.asarray(gather(np.asarray(total)).sum(0))
+        total = jax.tree.map(lambda x: x.addressable_data(0), joined(*totals))
+        if jax.process_count() == 1:
+            return total
+        return jax.tree.map(lambda x: jnp.asarray(gather(np.asarray(x)).sum(0)), total)
 
     @property
     def _placement(self) -> Placement:

@@ -86,7 +86,7 @@ class Problem:
     def hessian(self) -> Operator:
         """The Hessian at the point."""
         options = self.options
-        how = HessianOptions(options.batch_size or "auto", self.ignore, check=False)
+        how = HessianOptions(options.batch_size or "auto", self.ignore, check=False, flat=True)
         params, product = hessian_product(self.loss_fn, self.params, self.data, how, one_mesh(options.mesh))
         return Operator(product.at(params), product.subspace)
 

@@ -1,7 +1,8 @@
 """Where the basis of a Krylov space is kept, and the steps of a space with such a basis.
 
-On the device a step is one program, which uses up the space that it is given: no step needs a second basis. On the host
-(see `jaxscape.linalg._host_basis`) the basis is apart from the space, and programs do the rest.
+A basis of flat vectors is part of the space, and a step is one program, which uses up the space that it is given: no
+step needs a second basis. Inside a transform all bases are kept so. Other bases are apart from the space: those of
+vectors in leaves (`jaxscape.linalg._leaf_basis`) and those in the host's memory (`jaxscape.linalg._host_basis`).
 
 In bfloat16 a basis takes half of float32's memory. Every vector is rounded before it is multiplied, so the projected
 operator is that of the rounded vectors; what the recurrence lacks is the rounding of each next vector, about 1e-3 of
@@ -9,16 +10,17 @@ its norm, and the residuals of eigenpairs, which are measured, show it.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
 from jaxscape.linalg import _vectors as vectors
 from jaxscape.linalg._host_basis import HostBasis
+from jaxscape.linalg._leaf_basis import LeafBasis
 from jaxscape.linalg._ritz import Ritz, Space, Which, known, negligible, ritz_pairs
 from jaxscape.objective import is_traced
 from jaxscape.shards import mesh_of_shards
@@ -67,12 +69,15 @@ def basis_in(storage: Storage, vector: Vector, specs: vectors.Specs) -> Basis:
                 "basis is 'host', which works between the products: call it outside of JAX transforms, or pass "
                 "'device'."
             )
-        return OnHost(mesh_of_shards(vector), specs)
-    return OnDevice(specs, jnp.bfloat16 if storage == "bfloat16" else vectors.dtype(vector))
+        return Apart(functools.partial(HostBasis, mesh=mesh_of_shards(vector), specs=specs))
+    dtype = jnp.bfloat16 if storage == "bfloat16" else vectors.dtype(vector)
+    if is_traced(vector) or isinstance(vector, jax.Array):
+        return Within(specs, dtype)
+    return Apart(functools.partial(LeafBasis, specs=specs, dtype=dtype))
 
 
-class OnDevice(NamedTuple):
-    """A basis on the device, part of the space.
+class Within(NamedTuple):
+    """A basis that is part of the space.
 
     Attributes:
         specs: How each leaf of a vector is cut; None: vectors are flat.
@@ -84,54 +89,55 @@ class OnDevice(NamedTuple):
 
     def begin(self, first: Vector, rows: int, key: PRNGKeyArray, products: int) -> Space:
         """See `Basis`."""
-        return _begun(first, vectors.zero_rows(first, rows, self.dtype), key, rows, products)
+        return _begun(first, vectors.zero_rows(first, rows, self.dtype), key, rows, products, self.dtype)
 
     def extend(self, space: Space, image: Vector) -> Space:
         """See `Basis`."""
-        return _extended_on_device(space, image)
+        return _extended_within(space, image)
 
     def go_on(self, space: Space) -> Space:
         """See `Basis`."""
-        return _gone_on_on_device(space)
+        return _gone_on_within(space)
 
     def restart(self, space: Space, num: int, which: Which) -> Space:
         """See `Basis`."""
-        return _restarted_on_device(space, num, which, self.specs)
+        return _restarted_within(space, num, which, self.specs)
 
     def combined(self, space: Space, weights: Array) -> Vector:
         """See `Basis`."""
         return _combined(weights, space.basis)
 
 
-class OnHost:
-    """A basis in the memory of the host; the space has none."""
+class Apart:
+    """A basis beside the space."""
 
-    def __init__(self, mesh: Mesh | None, specs: vectors.Specs) -> None:
+    def __init__(self, make: Callable[[Vector, int], Any]) -> None:
         """Nothing is allocated yet.
 
         Args:
-            mesh: The one that vectors are cut over; None: they are whole.
-            specs: How each leaf of a vector is cut.
+            make: It makes a `LeafBasis` or a `HostBasis` of a vector and a number of rows.
         """
-        self._mesh, self._specs = mesh, specs
+        self._make = make
 
     def begin(self, first: Vector, rows: int, key: PRNGKeyArray, products: int) -> Space:
         """See `Basis`."""
-        self._basis = HostBasis(first, rows, self._mesh, self._specs)
-        return _begun(first, None, key, rows, products)
+        self._basis = self._make(first, rows)
+        return _begun(first, None, key, rows, products, self._basis.dtype)
 
     def extend(self, space: Space, image: Vector) -> Space:
         """See `Basis`."""
         size = int(space.size)
         self._basis.put(size, space.vector)
-        scale, image = _scaled(space, image)
+        for leaf in jax.tree.leaves(space.vector):
+            leaf.delete()  # as a donation does: the caller holds the space until this returns
+        scale, image = _scaled_in_place(space._replace(vector=None), image)
         rest, inside = self._basis.outside(image, size + 1)
-        return _extended(space, rest, inside, scale)
+        return _extended_in_place(space._replace(vector=None), rest, inside, scale, self._basis.dtype)
 
     def go_on(self, space: Space) -> Space:
         """See `Basis`."""
         space, noise = _noise(space)
-        return _gone_on(space, self._basis.outside(noise, int(space.size))[0])
+        return _gone_on(space, self._basis.outside(noise, int(space.size))[0], self._basis.dtype)
 
     def restart(self, space: Space, num: int, which: Which) -> Space:
         """See `Basis`."""
@@ -144,13 +150,13 @@ class OnHost:
         return self._basis.combined(weights)
 
 
-@functools.partial(jax.jit, static_argnames=("rows", "products"), donate_argnums=(0, 1))
-def _begun(first: Vector, basis: Vector | None, key: PRNGKeyArray, rows: int, products: int) -> Space:
+@functools.partial(jax.jit, static_argnames=("rows", "products", "kept"), donate_argnums=(0, 1))
+def _begun(first: Vector, basis: Vector | None, key: PRNGKeyArray, rows: int, products: int, kept: Any) -> Space:
     dtype = vectors.dtype(first)
     zero, count = jnp.zeros((), dtype), jnp.zeros((), int)
     return Space(
         basis=basis,
-        vector=vectors.as_in(basis, vectors.over(first, vectors.norm(first))),
+        vector=vectors.rounded(vectors.over(first, vectors.norm(first)), kept),
         projected=jnp.zeros((rows, rows), dtype),
         scale=zero,
         size=count,
@@ -165,14 +171,13 @@ def _begun(first: Vector, basis: Vector | None, key: PRNGKeyArray, rows: int, pr
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _extended_on_device(space: Space, image: Vector) -> Space:
+def _extended_within(space: Space, image: Vector) -> Space:
     scale, image = _scaled(space, image)
     basis = vectors.put(space.basis, space.size, space.vector)
     rest, inside = vectors.outside(basis, image, space.size + 1)
-    return _extended(space._replace(basis=basis), rest, inside, scale)
+    return _extended(space._replace(basis=basis), rest, inside, scale, vectors.dtype(basis))
 
 
-@jax.jit
 def _scaled(space: Space, image: Vector) -> tuple[Array, Vector]:
     """The power of two that the operator is divided by, and a product divided by it."""
     first = jnp.where(vectors.largest(image) > 0, vectors.power_of_two(image), 0)  # 0: not known yet
@@ -180,8 +185,10 @@ def _scaled(space: Space, image: Vector) -> tuple[Array, Vector]:
     return scale, vectors.over(image, known(scale))
 
 
-@jax.jit
-def _extended(space: Space, rest: Vector, inside: Array, scale: Array) -> Space:
+_scaled_in_place = jax.jit(_scaled, donate_argnums=1)
+
+
+def _extended(space: Space, rest: Vector, inside: Array, scale: Array, kept: Any) -> Space:
     """The space with a product whose coordinates in the basis, and whose rest outside of it, are known."""
     last = space.size
     projected = space.projected.at[last].set(inside).at[:, last].set(inside)
@@ -189,7 +196,7 @@ def _extended(space: Space, rest: Vector, inside: Array, scale: Array) -> Space:
     exhausted = left <= negligible(jnp.linalg.norm(projected))
     rest, left = vectors.zero_where(exhausted, vectors.over(rest, left)), jnp.where(exhausted, 0, left)
     return space._replace(
-        vector=vectors.as_in(space.basis, rest),
+        vector=vectors.rounded(rest, kept),
         projected=projected,
         scale=scale,
         size=last + 1,
@@ -199,10 +206,13 @@ def _extended(space: Space, rest: Vector, inside: Array, scale: Array) -> Space:
     )
 
 
+_extended_in_place = jax.jit(_extended, static_argnames="kept", donate_argnums=(0, 1))
+
+
 @functools.partial(jax.jit, donate_argnums=0)
-def _gone_on_on_device(space: Space) -> Space:
+def _gone_on_within(space: Space) -> Space:
     space, noise = _noise(space)
-    return _gone_on(space, vectors.outside(space.basis, noise, space.size)[0])
+    return _gone_on(space, vectors.outside(space.basis, noise, space.size)[0], vectors.dtype(space.basis))
 
 
 @jax.jit
@@ -214,15 +224,19 @@ def _noise(space: Space) -> tuple[Space, Vector]:
     return space._replace(key=key), jax.tree.unflatten(treedef, noise)
 
 
-@jax.jit
-def _gone_on(space: Space, vector: Vector) -> Space:
-    return space._replace(vector=vectors.as_in(space.basis, vectors.over(vector, vectors.norm(vector))))
+@functools.partial(jax.jit, static_argnames="kept")
+def _gone_on(space: Space, vector: Vector, kept: Any) -> Space:
+    return space._replace(vector=vectors.rounded(vectors.over(vector, vectors.norm(vector)), kept))
 
 
 @functools.partial(jax.jit, static_argnames=("num", "which", "specs"), donate_argnums=0)
-def _restarted_on_device(space: Space, num: int, which: Which, specs: vectors.Specs) -> Space:
+def _restarted_within(space: Space, num: int, which: Which, specs: vectors.Specs) -> Space:
     space, weights = _restarted(space, num, which)
-    return space._replace(basis=vectors.combined_in_place(weights, space.basis, specs))
+    leaves, treedef = jax.tree.flatten(space.basis)
+    basis = [
+        vectors.combined_in_place(weights, b, s) for b, s in zip(leaves, specs or [None] * len(leaves), strict=True)
+    ]
+    return space._replace(basis=jax.tree.unflatten(treedef, basis))
 
 
 @functools.partial(jax.jit, static_argnames=("num", "which"))

@@ -33,7 +33,8 @@ class HostBasis:
         """
         self._shardings = [NamedSharding(mesh, spec) for spec in specs or ()] if mesh is not None else None
         self._columns, self._structure = Columns(self._leaves(like), mesh), jax.tree.structure(like)
-        self._rows = np.zeros((rows, self._columns.count), vectors.dtype(like))
+        self.dtype = vectors.dtype(like)
+        self._rows = np.zeros((rows, self._columns.count), self.dtype)
 
     def put(self, row: int, vector: Vector) -> None:
         """Make a vector one of the rows."""

@@ -15,7 +15,7 @@ from jaxscape.linalg import _density, _eigen, _trace
 from jaxscape.linalg._bases import Storage
 from jaxscape.linalg._ritz import Which
 from jaxscape.meshes import outside_meshes
-from jaxscape.objective import fetch, refuse_inside_transform
+from jaxscape.objective import are_large, fetch, refuse_inside_transform
 from jaxscape.shards import mesh_of_shards, within
 from jaxscape.subspace import Subspace
 from jaxscape.types import Params, Vector
@@ -37,7 +37,8 @@ class Operator:
     Attributes:
         subspace: The leaves that the operator acts in, which become vectors and back.
         matvec: ``v -> H v`` on vectors, from the host or inside a JAX transform. Vectors are flat, of length ``n``;
-            where params are cut over devices, they are lists of leaves, each cut as that of params.
+            where params are cut over devices or take more than 256 MB, they are lists of leaves, each cut as that of
+            params.
     """
 
     def __init__(self, matvec: Matvec, subspace: Subspace) -> None:
@@ -71,7 +72,7 @@ class Operator:
                     f"{name} is {type(leaf).__name__}, expected floating arrays, or their shapes and dtypes."
                 )
         like = checks.as_params(like if mesh_of_shards(like, "like") else jax.tree.map(_zeros, like), "like")
-        subspace = Subspace.of(like, None)
+        subspace = Subspace.of(like, None, in_leaves=are_large(like))
         like = subspace.params_like
 
         def on_vectors(vector: Vector) -> Vector:
@@ -130,11 +131,11 @@ class Operator:
         """
         from scipy.sparse.linalg import LinearOperator
 
-        whole = self.subspace._replace(mesh=None, specs=None)
+        whole = self.subspace._replace(mesh=None, specs=None, in_leaves=False)
 
         def matvec(vector: np.ndarray) -> np.ndarray:
             flat = jnp.asarray(vector.ravel(), self.dtype)
-            if self.subspace.mesh is None:
+            if self.subspace.is_flat:
                 return np.asarray(outside_meshes(self.matvec)(flat))
             return np.asarray(whole.extract(fetch(self(whole.embed(flat)))))
 

@@ -91,11 +91,9 @@ def put(basis: Vector, row: Any, vector: Vector) -> Vector:
     return jax.tree.map(lambda b, x: b.at[row].set(x.astype(b.dtype)), basis, vector)
 
 
-def as_in(basis: Vector | None, vector: Vector) -> Vector:
-    """A vector with the digits that a basis keeps of it, in its own dtype."""
-    if basis is None:
-        return vector
-    kept = jnp.finfo(dtype(basis))
+def rounded(vector: Vector, to: Any) -> Vector:
+    """A vector with the digits that another dtype has, in its own dtype."""
+    kept = jnp.finfo(to)
     if kept.bits >= jnp.finfo(dtype(vector)).bits:
         return vector
     # XLA may leave out two conversions that are each other's inverse.
@@ -147,21 +145,21 @@ def outside(basis: Vector, vector: Vector, known: Any) -> tuple[Vector, Array]:
     return vector, within
 
 
-def combined_in_place(weights: Float[Array, "k m"], basis: Vector, specs: Specs) -> Vector:
-    """The basis with sums of its rows as its first rows, in blocks of columns: it needs no second basis.
+def combined_in_place(weights: Float[Array, "k m"], basis: Array, spec: PartitionSpec | None = None) -> Array:
+    """A leaf of a basis with sums of its rows as its first rows, in blocks of columns: it needs no second basis.
 
     Args:
         weights: Those of the sums.
-        basis: It is used up.
-        specs: How each leaf of a vector is cut.
+        basis: The leaf; it is used up.
+        spec: How the leaf of a vector is cut; None: it is whole.
 
     Returns:
         The basis; its other rows are as they were.
     """
-    if specs is None:
+    if spec is None:
         return _in_place(weights, basis)
-    cuts = [PartitionSpec(None, *spec) for spec in specs]
-    return [on_shards(_in_place, (None, cut), cut)(weights, b) for b, cut in zip(basis, cuts, strict=True)]
+    cut = PartitionSpec(None, *spec)
+    return on_shards(_in_place, (None, cut), cut)(weights, basis)
 
 
 def _in_place(weights: Array, basis: Array) -> Array:

@@ -9,7 +9,7 @@ from jaxscape.objective._batches import (
     rows_of,
     stack_batches,
 )
-from jaxscape.objective._cores import cores, num_lanes, start
+from jaxscape.objective._cores import are_large, cores, num_lanes, start
 from jaxscape.objective._devices import DATA_AXIS, agree, default_mesh, fetch, own_mesh, place, use_all_cores
 from jaxscape.objective._jaxpr import results_of_products
 from jaxscape.objective._objective import WEIGHT, Objective, Term
@@ -51,6 +51,7 @@ __all__ = [
     "is_inside_transform",
     "is_traced",
     "num_examples",
+    "are_large",
     "num_lanes",
     "own_mesh",
     "place",

@@ -19,6 +19,11 @@ def cores() -> int:
 LARGE = 2**28  # bytes of params that one displaced copy is enough of: their products have work for all cores
 
 
+def are_large(params: Any) -> bool:
+    """Whether params, or their shapes and dtypes, take more than `LARGE`."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(params)) > LARGE
+
+
 def num_lanes(mesh: Mesh, params: Any = ()) -> int:
     """How many calls a device is given at once: on a CPU its share of the cores, elsewhere 1.
 
@@ -34,7 +39,7 @@ def num_lanes(mesh: Mesh, params: Any = ()) -> int:
         At least 1; 1 with several processes, which must send the same calls in the same order; and for params that are
         LARGE.
     """
-    if sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(params)) > LARGE:
+    if are_large(params):
         return 1
     if mesh.devices.flat[0].platform != "cpu" or jax.process_count() > 1:
         return 1

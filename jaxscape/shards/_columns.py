@@ -79,7 +79,7 @@ class Columns:
         lead = rows.shape[:-1]
         parts: dict[tuple[int, Index], np.ndarray] = {}
         for piece, part in zip(self._pieces, np.split(rows, self._stops[:-1], axis=-1), strict=True):
-            parts[piece.array, piece.bounds] = part.reshape(*lead, *piece.shape)
+            parts[piece.array, piece.bounds] = part.reshape((*lead, *piece.shape))
         arrays: list[jax.Array] = []
         for i, (shape, place) in enumerate(zip(self._shapes, self._places, strict=True)):
             if self.mesh is not None:

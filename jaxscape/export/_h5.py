@@ -39,7 +39,12 @@ def h5(result: xr.Dataset, path: str | Path, *, test: xr.Dataset | None = None) 
     Points of an incomplete result that were not computed yet are -1 (1 in ``min_eig``), as in the original. NaN and
     infinite values stay as they are. Other variables of the result are not written.
 
-    >>> h5(result, "surface.h5")  # doctest: +SKIP
+    >>> import h5py, tempfile
+    >>> axes = {"alpha": [-1.0, 0.0, 1.0], "beta": [0.0, 2.0]}
+    >>> result = xr.Dataset({"loss": (("alpha", "beta"), np.arange(6.0).reshape(3, 2))}, axes)
+    >>> with h5py.File(h5(result, Path(tempfile.mkdtemp()) / "surface.h5")) as file:
+    ...     file["train_loss"][:].tolist()
+    [[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]
 
     Args:
         result: A result over one or two axes with ``loss``, ``accuracy``, ``min_eigenvalue`` or ``max_eigenvalue``.

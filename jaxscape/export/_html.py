@@ -72,7 +72,12 @@ def html(
     the loss. Points that are NaN or infinite are holes; the page counts them, and the points above ``clip``. It lists
     the attrs of the result.
 
-    >>> html(result, "surface.html", clip=10.0, log=True)  # doctest: +SKIP
+    >>> import tempfile
+    >>> axes = {"alpha": [-1.0, 0.0, 1.0], "beta": [0.0, 2.0]}
+    >>> result = xr.Dataset({"loss": (("alpha", "beta"), np.ones((3, 2)))}, axes)
+    >>> file = html(result, Path(tempfile.mkdtemp()) / "surface.html", clip=10.0, log=True)
+    >>> "<title>loss surface</title>" in file.read_text()
+    True
 
     Args:
         result: A surface over two axes, with any spacing and order of the coordinates.

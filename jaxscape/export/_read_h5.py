@@ -45,8 +45,14 @@ def read_h5(
     Checkpoints of the original (``.t7``) are read by ``js.runs.import_torch_state_dict``, which runs no code of the
     file.
 
-    >>> result = read_h5("resnet56_surface.h5")  # doctest: +SKIP
-    >>> js.plot.contour(result, loss_max=10)  # doctest: +SKIP
+    >>> import h5py, tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "surface.h5"
+    >>> with h5py.File(path, "w") as file:  # of a computation that was stopped before its last point
+    ...     file["xcoordinates"] = file["ycoordinates"] = [0.0, 1.0]
+    ...     file["train_loss"] = [[0.1, 0.2], [0.3, -1.0]]
+    >>> result = read_h5(path)
+    >>> result.loss.sel(alpha=1.0, beta=0.0).item(), result.attrs["missing_points"]
+    (0.2, 1)
 
     Args:
         path: The file.

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxscape import datasets, plot, runs
+    from jaxscape import datasets, export, plot, runs
     from jaxscape.alignment import Spec, align, permutation_spec
     from jaxscape.budgets import estimate
     from jaxscape.comparison import normalizations
@@ -45,6 +45,7 @@ __all__ = [
     "direction_between",
     "eigenvalue_map",
     "estimate",
+    "export",
     "extreme_eigenvalues",
     "fast_convolutions",
     "ggn_product",
@@ -94,7 +95,7 @@ _NAMES = {
     "weights": ("weight_histogram", "weight_norms"),
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names}
-_PUBLIC_MODULES = ("datasets", "plot", "runs")
+_PUBLIC_MODULES = ("datasets", "export", "plot", "runs")
 
 
 def __getattr__(name: str) -> Any:

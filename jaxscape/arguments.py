@@ -162,17 +162,17 @@ _FLAG = of_type((bool, np.bool_), "True or False")
 _CHOICE = of_type((bool, np.bool_), "True, False", optional=True)
 _TEXT = of_type((str,), "a name")
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("num", "k", "num_matvecs", "columns", "every", "num_projections"), count(1)),
+    **dict.fromkeys(("num", "k", "num_matvecs", "columns", "every", "num_projections", "dpi"), count(1)),
     "basis": one_of("device", "bfloat16", "host"),
     "keep": one_of("differences", "projections"),
     **dict.fromkeys(("subset", "max_matvecs", "max_basis", "num_seeds"), count(1, optional=True)),
     "outliers": count(0),
-    **dict.fromkeys(("tol", "rho", "epsilon", "level"), number(positive=True)),
+    **dict.fromkeys(("tol", "rho", "epsilon", "level", "z_scale"), number(positive=True)),
     "sigma": number(positive=True, optional=True),
     "num_samples": count(2),  # one has no spread
     **dict.fromkeys(("num_steps", "m"), count(1)),
     "margin": number(),
-    **dict.fromkeys(("loss_max", "ratio_max"), number(optional=True)),
+    **dict.fromkeys(("loss_max", "ratio_max", "clip"), number(optional=True)),
     **dict.fromkeys(("check", "signed", "layers", "timed"), _FLAG),
     **dict.fromkeys(("progress", "linearize", "log", "lazy"), _CHOICE),
     **dict.fromkeys(("metric", "method", "which", "kind", "call", "center", "name", "leaf", "against"), _TEXT),

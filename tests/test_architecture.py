@@ -27,6 +27,7 @@ FLOORS = (
     ("surfaces", "interpolation", "maps", "flatness", "budgets"),
     ("trajectories", "comparison"),
     ("plot", "cifar", "torch_weights", "run_checkpoints"),
+    ("export",),
     ("datasets",),
     ("runs",),
     ("alignment", "weights"),

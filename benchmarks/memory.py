@@ -132,9 +132,7 @@ def main() -> None:
         return
     if options.case:
         gb, used, seconds = run(options.case, options.devices, layers=options.layers)
-        print(
-            f"{options.devices} device(s)  {options.case:8} {used:5.2f} times the {gb:.2f} GB of params  {seconds:5.1f} s"
-        )
+        show(options.devices, options.case, gb, used, seconds)
         return
     if options.plane:
         *_, seconds = run("lazy", 1, options.plane, options.layers)

@@ -186,8 +186,40 @@ def test_info_of_something_else(folder, capsys):
     assert "empty is no run (it has no config.json), no result, and no checkpoints" in capsys.readouterr().err
 
 
+def test_export_goes_by_the_suffix(folder, capsys):
+    pytest.importorskip("h5py")
+    pytest.importorskip("plotly")
+    run("surface", "own_problem:problem", "--points", "3", capsys=capsys)
+    result = "own_problem.problem/surface.zarr"
+    starts = {
+        "vtp": b"<?xml", "obj": b"#", "stl": b"", "html": b"<!", "h5": b"\x89HDF", "png": b"\x89PNG", "pdf": b"%PDF"
+    }  # fmt: skip
+    for suffix, start in starts.items():
+        out, _ = run("export", result, f"out.{suffix}", "--clip", "5", "--json", capsys=capsys)
+        assert json.loads(out) == {"file": f"out.{suffix}"}
+        assert (folder / f"out.{suffix}").read_bytes().startswith(start)
+    again = js.export.read_h5("out.h5")
+    np.testing.assert_allclose(again.loss, js.load(result).loss, rtol=1e-12)
+    run("plot", "out.h5", "--out", "old.png", capsys=capsys)
+    out, _ = run("info", "out.h5", "--json", capsys=capsys)
+    assert json.loads(out)["out.h5"]["kind"] == "surface"
+    assert cli.main(["export", result, "out.doc"]) == 2
+    assert "OUT is out.doc, expected a name that ends with one of .vtp" in capsys.readouterr().err
+
+
 def test_help_has_an_example_of_each_command(capsys):
-    for command in ("surface", "line", "interpolate", "hessian", "trajectory", "sharpness", "plot", "report", "info"):
+    for command in (
+        "surface",
+        "line",
+        "interpolate",
+        "hessian",
+        "trajectory",
+        "sharpness",
+        "plot",
+        "report",
+        "info",
+        "export",
+    ):
         assert cli.main([command, "--help"]) == 0
         assert f"Example: jaxscape {command} " in capsys.readouterr().out
     assert cli.main([]) == 2

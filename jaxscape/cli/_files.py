@@ -8,7 +8,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxscape import plot
+import jaxscape as js
+from jaxscape import export, plot
 from jaxscape.sweep import save
 
 
@@ -16,6 +17,11 @@ def check_replaceable(path: Path) -> None:
     """Check, before any compute, that an existing path is an earlier result."""
     if path.exists() and not (path / "zarr.json").exists():
         raise ValueError(f"{path} exists and is no result of jaxscape; choose another --out.")
+
+
+def read_result(file: str) -> xr.Dataset:
+    """A stored result, or a surface file of the original tool."""
+    return export.read_h5(file) if Path(file).suffix in (".h5", ".hdf5") else js.load(file)
 
 
 def write(result: xr.Dataset, path: Path) -> None:

@@ -10,7 +10,7 @@ import xarray as xr
 import jaxscape as js
 from jaxscape import trees
 from jaxscape.cli._app import command
-from jaxscape.cli._files import print_table
+from jaxscape.cli._files import print_table, read_result
 from jaxscape.runs import CONFIG
 
 _ATTRS = (
@@ -46,6 +46,8 @@ def _described(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} not found; expected a run, a result, or a folder of orbax checkpoints.")
     if (path / "zarr.json").is_file() or path.suffix == ".partial":
         return _of_result(js.load(path))
+    if path.suffix in (".h5", ".hdf5"):
+        return _of_result(read_result(str(path)))
     try:
         return _of_checkpoints(path)
     except (ValueError, FileNotFoundError) as error:

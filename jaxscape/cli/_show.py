@@ -12,7 +12,7 @@ import jaxscape as js
 from jaxscape import plot as pictures
 from jaxscape import trees
 from jaxscape.cli._app import command
-from jaxscape.cli._files import draw, print_table
+from jaxscape.cli._files import draw, print_table, read_result
 
 _PICTURES = (".png", ".pdf", ".svg")
 Kind = Literal["contour", "contourf", "heatmap", "surface3d", "line", "eigenvalue_map", "spectrum", "trajectory"]
@@ -20,7 +20,9 @@ Kind = Literal["contour", "contourf", "heatmap", "surface3d", "line", "eigenvalu
 
 @command("jaxscape plot a.zarr b.zarr --kind surface3d")
 def plot(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help=".zarr results.")],
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help=".zarr results, or .h5 files of the original tool.")
+    ],
     kind: Annotated[Kind | None, typer.Option(help="The picture. [default: by what the result holds]")] = None,
     metric: Annotated[str, typer.Option(metavar="NAME", help="Variable of the results.")] = "loss",
     log: Annotated[
@@ -34,17 +36,17 @@ def plot(
     """Draw a result, or several side by side on the same levels."""
     if out is not None:
         pictures.check_format(Path(out))
-    results = [js.load(file) for file in files]
+    results = [read_result(file) for file in files]
     named = dict(zip(_titles(title, files, results), results, strict=True))
-    what: Any = kind or _default_kind(results[0], metric)
+    what: Any = kind or default_kind(results[0], metric)
     options: dict[str, Any] = {"metric": metric, "log": log, "loss_max": loss_max}
     first = Path(files[0]).with_suffix("")
     default = first.with_name(f"{first.name}_{what}.png") if len(results) == 1 else Path(f"compare_{what}.png")
-    picture = _picture(named, what, options, signed)
+    picture = picture_of(named, what, options, signed)
     return {"pictures": [draw(picture, Path(out or default))]}
 
 
-def _picture(named: dict[str, xr.Dataset], kind: Any, options: dict[str, Any], signed: bool) -> Axes | Figure:
+def picture_of(named: dict[str, xr.Dataset], kind: Any, options: dict[str, Any], signed: bool = False) -> Axes | Figure:
     """One result, or several in one picture."""
     several = len(named) > 1
     title, result = next(iter(named.items()))
@@ -90,7 +92,7 @@ def _report_row(run: Any) -> tuple[str, ...]:
     )
 
 
-def _default_kind(result: xr.Dataset, metric: str) -> str:
+def default_kind(result: xr.Dataset, metric: str) -> str:
     """The kind of picture that fits the variables of a result; the plot itself refuses a metric that is missing."""
     for kind, variable in (("spectrum", "density"), ("eigenvalue_map", "min_eigenvalue")):
         if variable in result and metric not in result:

@@ -4,7 +4,7 @@ Each case runs twice in a process of its own: the first run compiles. The figure
 process at its peak, with the params, over the bytes of the params. ``loss`` is the loss itself, compiled by `jax.jit`,
 at params: its activations are what a surface needs beside its displaced copy. ``product`` is the derivative of the
 gradient along params, compiled by `jax.jit`, and ``lanczos`` finds both ends of the Hessian with a basis of 6 vectors,
-both of one sequence for each device.
+both of one sequence of 16 tokens for each device.
 
     python -m benchmarks.memory                      # 15 minutes on 2 cores
     python -m benchmarks.memory --plane 5            # a surface of 5x5 points with lazy directions, timed
@@ -66,7 +66,7 @@ def measure(case: str, devices: int, points: int, layers: int) -> None:
 
     params = jax.tree.map(place, gpt.params(size))
     total = sum(x.nbytes for x in jax.tree.leaves(params))
-    few, one, axis = (data[0][:BATCH],), (data[0][:devices],), (-1, 1, points)
+    few, one, axis = (data[0][:BATCH],), (data[0][:devices, :17],), (-1, 1, points)
     grid = js.Grid.plane(axis, axis) if points else js.Grid((np.array([0.0, 1.0]), np.zeros(1)))
 
     def loss_alone() -> None:

@@ -147,6 +147,7 @@ def test_points_do_not_depend_on_their_neighbours(whole):
 WIDE, MANY = mlp_params((6, 12, 4)), classification_data(examples=400, features=6)
 
 
+@pytest.mark.slow  # 20 seconds: a map of several pilots; that of several terms stays
 def test_a_pilot_spares_products_and_its_errors_are_honest():
     options = {"grid": js.Grid.plane((-1, 1, 3), (-1, 1, 3)), "directions": js.random_directions(1, WIDE)}
     options |= {"progress": False, "max_matvecs": 300}

@@ -31,6 +31,7 @@ def as_plain(params):
     return {"embedding": embedding, "layers": layers, "norm": {k: v[...] for k, v in params["norm"].items()}}
 
 
+@pytest.mark.slow  # 9 seconds: both positions of a decoder by hand
 def test_it_is_gpt2():
     graphdef, params = split()
     tokens = np.random.default_rng(0).integers(0, 11, (3, 9))
@@ -58,6 +59,7 @@ def test_rotary_positions_are_relative():
     np.testing.assert_allclose(np.linalg.norm(along(q), axis=1), np.linalg.norm(q), rtol=1e-12)
 
 
+@pytest.mark.slow  # 4 seconds
 def test_means_are_over_tokens():
     graphdef, params = split()
     tokens = np.random.default_rng(0).integers(0, 11, (4, 9))
@@ -73,6 +75,7 @@ def test_means_are_over_tokens():
     np.testing.assert_allclose(ds.loss[0], np.mean(losses), rtol=1e-6)
 
 
+@pytest.mark.slow  # 4 seconds
 def test_biases_and_norms_are_left_alone_and_the_embedding_has_a_filter_for_each_token():
     _, params = split()
     table = dict(js.random_directions(0, params).explain(params)[["leaf", "rule"]].to_numpy())

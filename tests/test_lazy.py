@@ -58,6 +58,7 @@ def pair_of(norm):
     return js.random_directions(3, PARAMS, norm=norm)
 
 
+@pytest.mark.slow  # 6 seconds: many places
 def test_numbers_by_their_place_are_those_of_jax():
     key = jax.random.key(5)
     words = shards.key_words(key)
@@ -127,6 +128,7 @@ def test_sixteen_bits_are_noticed_with_lazy_directions():
         assert result.attrs["unresolved_share"] > 0.5
 
 
+@pytest.mark.slow  # 8 seconds: every call
 def test_what_takes_directions_takes_lazy_ones():
     stored, lazy = pair()
     equal(lazy.orthogonalize().basis, stored.orthogonalize().basis)

@@ -189,6 +189,7 @@ values, devices = ds.loss.values, ds.attrs["num_devices"]
 """
 
 
+@pytest.mark.slow  # 7 seconds: a process of its own
 def test_another_process_with_eight_devices_finds_the_same(tmp_path):  # it imports and compiles: 6 s
     here = {}
     exec(ELSEWHERE, here)  # noqa: S102

@@ -416,6 +416,7 @@ def test_a_digest_is_that_of_the_contents_however_they_are_cut(dtype):
     assert trees.array_digest(place(swapped, *ways[2])) not in digests
 
 
+@pytest.mark.slow  # 7 seconds: it compiles anew
 def test_a_digest_of_many_blocks_of_rows(monkeypatch):
     x = np.random.default_rng(0).normal(size=(24, 6))
     place = lambda: jax.device_put(x, NamedSharding(mesh("fsdp"), P("fsdp")))  # noqa: E731

@@ -222,6 +222,7 @@ def rescaled(p, factor):
 INVARIANT = {"worst_case_adaptive", "average_case_adaptive", "relative_flatness", "fisher_rao"}
 
 
+@pytest.mark.slow  # 13 seconds: all measures twice
 def test_which_measures_change_under_a_rescaling_of_the_weights():
     """Dinh et al. 2017: one ReLU layer up, the next one down."""
     few = {"num_samples": 10, "num_steps": 5, "m": 6, "progress": False}

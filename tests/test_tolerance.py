@@ -298,6 +298,7 @@ def chain(order, values, counts):
     return estimates.mean - values.mean(1), estimates._errors.matrix
 
 
+@pytest.mark.slow  # 12 seconds: many draws
 def test_covariances_of_errors_are_those_over_many_draws():
     """Also of points with samples of different sizes, whose neighbours have errors themselves."""
     rng = np.random.default_rng(0)

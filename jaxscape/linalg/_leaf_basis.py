@@ -48,11 +48,16 @@ class LeafBasis:
         """
         within = jnp.zeros(len(self._rows[0]), vectors.dtype(vector))
         for _ in range(2):  # twice is enough against rounding
-            parts = [_coordinates(b, x) for b, x in zip(self._rows, vector, strict=True)]
+            parts = [self._done(_coordinates(b, x)) for b, x in zip(self._rows, vector, strict=True)]
             part = _summed(parts, known)
             vector = [_less(x, part, b) for x, b in zip(vector, self._rows, strict=True)]
             within += part
         return vector, within
+
+    def _done(self, part: Array) -> Array:
+        """A sum over devices, waited for on a CPU, whose threads may all be taken by devices that wait in others."""
+        is_cpu = next(iter(part.devices())).platform == "cpu"
+        return part.block_until_ready() if is_cpu and len(part.devices()) > 1 else part
 
     def combined(self, weights: Array) -> list[Array]:
         """Sums of the rows, with weights ``(k, rows)``: a basis in the dtype of the weights."""

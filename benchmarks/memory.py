@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-BATCH, CONTEXT, SEQUENCES = 8, 128, 64
+BATCH, CONTEXT, SHORT, SEQUENCES = 8, 128, 16, 64
 CASES = ("loss", "lazy", "stored", "product", "lanczos")
 BASIS = 6  # vectors that Lanczos may keep
 
@@ -53,7 +53,7 @@ def measure(case: str, devices: int, points: int, layers: int) -> None:
     import jaxscape as js
     from benchmarks import gpt
 
-    size = gpt.Size(context=CONTEXT, layers=layers)
+    size = gpt.Size(context=SHORT if case in ("product", "lanczos") else CONTEXT, layers=layers)
     loss, data = gpt.loss(size), gpt.random_tokens(size, SEQUENCES)
     mesh = Mesh(np.array(jax.devices()), ("fsdp",))
 
@@ -66,7 +66,7 @@ def measure(case: str, devices: int, points: int, layers: int) -> None:
 
     params = jax.tree.map(place, gpt.params(size))
     total = sum(x.nbytes for x in jax.tree.leaves(params))
-    few, one, axis = (data[0][:BATCH],), (data[0][:devices, :17],), (-1, 1, points)
+    few, one, axis = (data[0][:BATCH],), (data[0][:devices],), (-1, 1, points)
     grid = js.Grid.plane(axis, axis) if points else js.Grid((np.array([0.0, 1.0]), np.zeros(1)))
 
     def loss_alone() -> None:

@@ -1,6 +1,7 @@
 """The page: headings, verdicts, tables and pictures as plain HTML that is read without scripts."""
 
 import html as markup
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,7 +29,8 @@ nav a { margin-right: 1rem; } a { color: #0050a0; }
 .runs { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
 .runs > * { min-width: 0; margin: 0; border: 1px solid #ccc; border-radius: .3rem; padding: .7rem; }
 figure .plot { height: 24rem; } figcaption { font-weight: 600; } .note, details p { color: #555; font-size: .875rem; }
-.lines { list-style: none; margin: 0; padding: 0; } .lines li { padding: .5rem 0; border-top: 1px solid #ddd; }
+.lines { list-style: none; margin: 0; padding: 0; columns: 26rem; column-gap: 2rem; }
+.lines li { padding: .5rem 0; border-top: 1px solid #ddd; break-inside: avoid; }
 .judgement { float: right; margin-left: .5rem; padding: 0 .5rem; border-radius: 1rem; font-size: .875rem;
   font-weight: 600; border: 1px solid; }
 .good { color: #00507a; background: #e3f1fa; } .look { color: #7a3300; background: #fdeadb; }
@@ -39,18 +41,24 @@ th, td { text-align: left; padding: .15rem .8rem .15rem 0; vertical-align: top; 
 .measures th, .measures td { white-space: nowrap; }
 @media print { .switch, nav { display: none; } .runs > * { break-inside: avoid; } body { padding: 0; } }
 """
-# The pictures are drawn by their own scripts; this one switches all paths of training on and off.
+_CONFIG = {**CONFIG, "modeBarButtonsToRemove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d",
+                                                "orbitRotation", "resetCameraLastSave3d"]}  # fmt: skip
+# Pictures are drawn when the whole page is laid out: before, a grid of cards has not found its widths.
 _SCRIPT = """
+document.querySelectorAll(".plot").forEach(function (plot) {
+  var figure = JSON.parse(document.getElementById(plot.id + "-data").textContent);
+  Plotly.newPlot(plot, figure.data, figure.layout, CONFIG);
+});
 document.querySelectorAll(".switch input").forEach(function (box) {
   box.addEventListener("change", function () {
-    document.querySelectorAll(".plotly-graph-div").forEach(function (plot) {
+    document.querySelectorAll(".plot").forEach(function (plot) {
       var found = [];
       (plot.data || []).forEach(function (trace, i) { if (trace.meta === "PATH") { found.push(i); } });
       if (found.length) { Plotly.restyle(plot, { visible: box.checked }, found); }
     });
   });
 });
-""".replace("PATH", PATH)
+""".replace("PATH", PATH).replace("CONFIG", json.dumps(_CONFIG))
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -138,9 +146,8 @@ def _pictures(pictures: list[Picture], numbers: Any) -> str:
 def _picture(picture: Picture, number: int) -> str:
     drawn = ""
     if picture.figure is not None:
-        options = {"full_html": False, "include_plotlyjs": False, "div_id": f"picture{number}"}
-        figure = picture.figure.to_html(CONFIG, **options, default_height="100%", default_width="100%")
-        drawn = f'<div class="plot">{figure}</div>'
+        name, data = f"picture{number}", picture.figure.to_json().replace("<", "\\u003c")
+        drawn = f'<div class="plot" id="{name}"></div><script type="application/json" id="{name}-data">{data}</script>'
     note = f'<p class="note">{markup.escape(picture.note)}</p>' if picture.note else ""
     return f"<figure><figcaption>{markup.escape(picture.title)}</figcaption>{drawn}{note}</figure>"
 
@@ -162,7 +169,8 @@ def _line(line: Line) -> str:
     question, answer, formula, cure = map(markup.escape, (line.question, line.answer, line.formula, line.cure))
     value = "" if line.value is None else f' data-value="{line.value!r}"'
     judgement = f'<span class="judgement {line.judgement}">{_SIGNS[line.judgement]} {line.judgement}</span>'
-    cure = f'<br><span class="note">Try: <code>{cure}</code></span>' if cure else ""
+    cure = f"<code>{cure}</code>" if cure.startswith("jaxscape ") else cure
+    cure = f'<br><span class="note">Try: {cure}</span>' if cure else ""
     return (
         f'<li data-line="{line.name}" data-judgement="{line.judgement}"{value}>{judgement}<strong>{question}</strong>'
         f"<br>{answer}{cure}<details><summary>How it is measured</summary><p>{formula}</p></details></li>"

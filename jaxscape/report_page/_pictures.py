@@ -43,9 +43,9 @@ def curves(runs: list[Content]) -> list[Picture]:
     panels = [name for name in ("loss", "error") if any(f"{s}_{name}" in c for c in columns.values() for s in _SPLITS)]
     if not panels:
         return []
-    limits = {name: _limits(c.get(f"{s}_{name}", []) for c in columns.values() for s in _SPLITS) for name in panels}
+    axes = {name: _axis([c.get(f"{s}_{name}", []) for c in columns.values() for s in _SPLITS], name) for name in panels}
     last = max(c["epoch"].max() for c in columns.values())
-    return [Picture(title, _curves(c, panels, limits, last)) for title, c in columns.items()]
+    return [Picture(title, _curves(c, axes, last)) for title, c in columns.items()]
 
 
 def _columns(metrics: list[dict[str, float]]) -> dict[str, np.ndarray]:
@@ -53,20 +53,19 @@ def _columns(metrics: list[dict[str, float]]) -> dict[str, np.ndarray]:
     return {name: np.array([record.get(name, np.nan) for record in metrics], float) for name in names}
 
 
-def _curves(columns: Mapping[str, np.ndarray], panels: list[str], limits: Mapping[str, Any], last: float) -> Any:
+def _curves(columns: Mapping[str, np.ndarray], axes: Mapping[str, Any], last: float) -> Any:
     graphs, subplots = optional("plotly.graph_objects"), optional("plotly.subplots")
-    figure = subplots.make_subplots(len(panels), 1, shared_xaxes=True, vertical_spacing=0.08)
-    for row, name in enumerate(panels, start=1):
+    figure = subplots.make_subplots(len(axes), 1, shared_xaxes=True, vertical_spacing=0.08)
+    for row, (name, axis) in enumerate(axes.items(), start=1):
         for split, (colour, dash) in _SPLITS.items():
             if f"{split}_{name}" in columns:
                 line = {"color": colour, "dash": dash, "width": 2}
                 marks = {"mode": "lines+markers", "marker": {"size": 4}, "showlegend": row == 1, "name": split}
                 values = columns[f"{split}_{name}"]
                 figure.add_trace(graphs.Scatter(x=columns["epoch"], y=values, line=line, **marks), row, 1)
-        label = "error (%)" if name == "error" else name
-        figure.update_yaxes(title=label, range=limits[name], row=row, col=1)
+        figure.update_yaxes(**axis, row=row, col=1)
     figure.update_xaxes(range=[-0.02 * last, 1.02 * last or 1])
-    figure.update_xaxes(title="epoch", row=len(panels), col=1)
+    figure.update_xaxes(title="epoch", row=len(axes), col=1)
     return _laid_out(figure)
 
 
@@ -74,8 +73,8 @@ def lines(runs: list[Content]) -> list[Picture]:
     """The loss along one direction: the train and the test line of a name in one picture."""
     drawn = [(run.title, group, named) for run in runs for group, named in _groups(run.of("line")).items()]
     values = [pick(result, "loss").values for *_, named in drawn for result in named.values()]
-    limits = _limits(values)
-    return [Picture(f"{title}: {group}", _line(named, limits)) for title, group, named in drawn]
+    axis = _axis(values, "loss")
+    return [Picture(f"{title}: {group}", _line(named, axis)) for title, group, named in drawn]
 
 
 def _groups(named: Mapping[str, xr.Dataset]) -> dict[str, dict[str, xr.Dataset]]:
@@ -88,10 +87,10 @@ def _groups(named: Mapping[str, xr.Dataset]) -> dict[str, dict[str, xr.Dataset]]
     return groups
 
 
-def _line(named: Mapping[str, xr.Dataset], limits: list[float]) -> Any:
+def _line(named: Mapping[str, xr.Dataset], axis: dict[str, Any]) -> Any:
     graphs = optional("plotly.graph_objects")
     figure = graphs.Figure()
-    for split, result in named.items():
+    for split, result in sorted(named.items(), reverse=True):  # train before test
         colour, dash = _SPLITS.get(split, (_BLUE, "solid"))
         array = pick(result, "loss")
         values = np.where(np.isfinite(array.values), array.values, np.nan)
@@ -99,7 +98,7 @@ def _line(named: Mapping[str, xr.Dataset], limits: list[float]) -> Any:
         figure.add_trace(
             graphs.Scatter(x=array[array.dims[0]].values, y=values, line=line, name=split, showlegend=True)
         )
-    figure.update_layout(xaxis_title="α", yaxis={"title": "loss", "range": limits})
+    figure.update_layout(xaxis_title="α", yaxis=axis)
     return _laid_out(figure)
 
 
@@ -191,9 +190,10 @@ def _flat(trace: Any, surface: Any) -> Any:
 def _deep(trace: Any, surface: Any, scale: Scale) -> Any:
     graphs = optional("plotly.graph_objects")
     figure = graphs.Figure(trace)
-    x, y, name = (plain(label).partition(" (")[0].partition(":")[0] for label in surface.labels)
+    x, y, name = (plain(label).partition(" (")[0].partition(" component")[0] for label in surface.labels)
     height = {"title": name, "range": [scale.limits.low, scale.limits.high], **scale.marks}
-    shape = {"aspectmode": "manual", "aspectratio": {"x": 1.0, "y": 1.0, "z": 0.7}}
+    camera = {"eye": {"x": 1.5, "y": 1.5, "z": 1.1}, "center": {"x": 0, "y": 0, "z": -0.15}}
+    shape = {"aspectmode": "manual", "aspectratio": {"x": 1.0, "y": 1.0, "z": 0.7}, "camera": camera}
     figure.update_layout(scene={"xaxis_title": x, "yaxis_title": y, "zaxis": height, **shape})
     return _laid_out(figure)
 
@@ -226,15 +226,16 @@ def _spectrum(result: xr.Dataset, floor: float, heights: list[float], ends: list
     return _laid_out(figure)
 
 
-def _limits(values: Iterable[Any]) -> list[float]:
-    """The range of an axis: all finite values, and some room."""
+def _axis(values: Iterable[Any], name: str) -> dict[str, Any]:
+    """An axis over all finite values, with some room; it is logarithmic for losses that span more than 50."""
     joined = np.concatenate([np.ravel(np.asarray(array, float)) for array in values] or [np.zeros(0)])
     finite = joined[np.isfinite(joined)]
-    if not finite.size:
-        return [0.0, 1.0]
-    low, high = float(finite.min()), float(finite.max())
+    log = name == "loss" and bool(finite.size and finite.min() > 0 and choose_levels(finite, name)[1])
+    ends = np.log10(finite) if log else finite
+    low, high = (float(ends.min()), float(ends.max())) if ends.size else (0.0, 1.0)
     room = 0.04 * (high - low) or 0.5
-    return [low - room, high + room]
+    scale = {"type": "log", "dtick": 1, "exponentformat": "power"} if log else {}
+    return {"title": "error (%)" if name == "error" else name, "range": [low - room, high + room], **scale}
 
 
 def _laid_out(figure: Any) -> Any:

@@ -16,8 +16,8 @@ class Slope(NamedTuple):
     """What is measured at the center.
 
     Attributes:
-        loss: The mean loss over all of the data.
-        norm: The norm of its gradient in all leaves.
+        loss: The mean loss over all of the data; NaN where it is no mean.
+        norm: The norm of its gradient in all leaves; NaN where the loss is no mean.
         is_mean: Whether the loss is a mean over the examples, which does not depend on the batches.
         statistics: How many running statistics of batch norm the loss keeps fixed; None: it does not say.
     """
@@ -44,13 +44,13 @@ def slope_at(problem: Problem) -> Slope:
     params = checks.as_params(problem.params)
     objective = Objective.of(problem.loss_fn, params, problem.data)
     subspace = Subspace.of(params, None)
-    is_mean = True
-    for term in objective.terms:
-        try:
+    fixed = getattr(problem.loss_fn, "running_statistics", None)
+    statistics = None if fixed is None else len(fixed)
+    try:
+        for term in objective.terms:
             term.check.verdict()
-        except ValueError:  # what is wrong otherwise was raised when the loss was traced
-            is_mean = False
+    except ValueError:  # what is wrong otherwise was raised when the loss was traced
+        return Slope(np.nan, np.nan, False, statistics)
     loss, gradient = loss_and_gradient(objective, params, subspace, None, one_mesh(None))(params)
     norm = float(np.linalg.norm(np.asarray(jax.device_get(gradient), np.float64)))
-    fixed = getattr(problem.loss_fn, "running_statistics", None)
-    return Slope(loss, norm, is_mean, None if fixed is None else len(fixed))
+    return Slope(loss, norm, True, statistics)

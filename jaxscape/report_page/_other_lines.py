@@ -152,6 +152,8 @@ def slope_lines(slope: Slope | None, maps: Mapping[str, xr.Dataset], place: str)
 
 
 def _gradient(slope: Slope, maps: Mapping[str, xr.Dataset], place: str) -> Line:
+    if not slope.is_mean:
+        return GRADIENT.only_told("no number: the loss depends on the batch", None)
     norm = f"norm {slope.norm:.4g}, at the loss {slope.loss:.4g}"
     if not np.isfinite(slope.norm):
         return GRADIENT.answered(norm, slope.norm, good=False)

@@ -40,14 +40,16 @@ def contents(runs: Any, *, gradient: bool) -> list[Content]:
 
 def _titled(runs: Any) -> dict[str, Any]:
     """Runs by their titles: those of a mapping; else the names of the folders, or the folders if names repeat."""
-    if isinstance(runs, Mapping):
+    if isinstance(runs, Mapping) and not isinstance(runs, xr.Dataset):
         return {str(title): run for title, run in runs.items()}
     entries = list(runs) if isinstance(runs, list | tuple) else [runs]
     places = []
     for i, run in enumerate(entries):
         name = f"runs[{i}]" if isinstance(runs, list | tuple) else "runs"
         if isinstance(run, Mapping | xr.Dataset):
-            raise TypeError(f"{name} is {type(run).__name__}, which has no title; expected {{title: results}}.")
+            raise TypeError(
+                f"{name} is {type(run).__name__}, which has no title; expected {{title: {{name: result}}}}."
+            )
         places.append(_place(run, name))
     names = [place.resolve().name for place in places]
     titles = names if len(set(names)) == len(names) else list(map(str, places))
@@ -67,6 +69,8 @@ def _place(run: Any, name: str) -> Path:
 
 def _content(title: str, run: Any, gradient: bool) -> Content:
     name = f"runs[{title!r}]"
+    if isinstance(run, xr.Dataset):
+        raise TypeError(f"{name} is Dataset, expected a mapping of names to results: {{title: {{name: result}}}}.")
     if isinstance(run, Mapping):
         return _in_memory(title, run, name, gradient)
     place = _place(run, name)

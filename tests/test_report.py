@@ -229,6 +229,8 @@ def test_the_gradient_is_measured_where_there_are_params(page):
     told = judged(text, "gradient", "look", 0.6**2 / (2 * 2.0) / 1.09, rel=1e-5)
     assert "norm 0.6, at the loss 1.09" in told
     judged(text, "batch", "good", 1)
+    measures = pd.DataFrame({"value": [2.0]}, pd.Index(["lambda_max"], name="measure"))
+    judged(page({"a": {"sharpness": measures, **problem}}), "gradient", "look", 0.36 / 4 / 1.09, rel=1e-5)
     assert lines(page({"a": problem}))["gradient"][:2] == ("unknown", None)
     assert "lambda_max is not measured" in lines(page({"a": problem}))["gradient"][2]
     judged(page({"a": {**problem, "params": jnp.zeros(2)}}), "gradient", "good", 0)
@@ -248,7 +250,8 @@ def test_without_results_nothing_is_measured(page):
     assert len(told) == 13
     for name, (judgement, value, words) in told.items():
         assert (judgement, value) == ("unknown", None), name
-        assert "not measured Try: jaxscape " in words
+        assert "not measured Try: jaxscape " in words or name in ("gradient", "batch")
+    assert "not measured Give params, loss_fn and data to js.report." in told["gradient"][2]
 
 
 # The page.
@@ -276,7 +279,7 @@ def test_every_result_is_a_picture_with_its_numbers(page):
     np.testing.assert_allclose(numbers(drawn["a: spectrum"]["data"][0]["y"]), np.exp(-(AXIS**2)))
     assert '<th scope="row">trace</th><td>7.5 ± 0.25 (a bound)</td>' in text
     assert "<tr><td>fingerprint</td><td>1a2b</td></tr>" in text
-    assert "1 points did not converge" in text
+    assert "points that did not converge: 1" in text
 
 
 def test_runs_share_their_scales(page):
@@ -288,6 +291,16 @@ def test_runs_share_their_scales(page):
         assert {(end[low], end[high]) for end in ends} == {(0.5, 1.5 + 4 + 8)}
     assert drawn["a: line"]["layout"]["yaxis"]["range"] == drawn["b: line"]["layout"]["yaxis"]["range"]
     assert drawn["a: spectrum"]["layout"]["xaxis"]["range"] == [-2, 2]
+
+
+def test_curves_show_the_columns_that_are_there(page):
+    errors = [{"epoch": 0, "test_error": 40.0}, {"epoch": 1, "test_error": None, "lr": "cosine"}]
+    drawn = figures(page({"a": everything(), "b": {"metrics": errors}, "c": {"metrics": [{"epoch": 0}]}}))
+    (trace,) = drawn["b"]["data"]
+    assert trace["name"] == "test"
+    np.testing.assert_array_equal(numbers(trace["y"]), [40.0, np.nan])
+    assert drawn["b"]["layout"]["yaxis"]["title"]["text"] == "error (%)"
+    assert "c" not in drawn
 
 
 def test_a_steep_surface_has_logarithmic_heights(page):

@@ -32,7 +32,7 @@ class Content:
         metrics: A record for each epoch.
         sharpness: The table of `jaxscape.sharpness`; None: there is none.
         problem: What the gradient is measured of; None: it is not.
-        place: What a command calls the run, such as its folder.
+        place: The folder, as a command names it; empty: the results are in memory.
         left_out: Why a file is not shown, a line for each.
     """
 
@@ -41,7 +41,7 @@ class Content:
     metrics: list[dict[str, float]] = field(default_factory=list)
     sharpness: pd.DataFrame | None = None
     problem: Problem | None = None
-    place: str = "RUN"
+    place: str = ""
     left_out: tuple[str, ...] = ()
 
     def of(self, *kinds: str) -> dict[str, xr.Dataset]:

@@ -83,7 +83,7 @@ def _bends_down(point: xr.Dataset, low: float, high: float) -> Line:
         return BENDS_DOWN.only_told(f"eigenvalues {low:.4g} to {high:.4g}{_at(point)}", None)
     ratio = max(0.0, -low / high)
     answer = f"eigenvalues {low:.4g} to {high:.4g}{_at(point)}"
-    cure = "the center is a saddle, or training has not ended"
+    cure = "The center is a saddle, or training has not ended."
     return BENDS_DOWN.answered(answer, ratio, good=ratio <= 0.01, cure=cure)
 
 
@@ -95,7 +95,7 @@ def _hidden(point: xr.Dataset, high: float, cure: str) -> Line:
         return HIDDEN.only_told(f"{within:.4g} in the plane, {high:.4g} in all directions{_at(point)}", None)
     ratio = within / high
     answer = f"{100 * ratio:.3g} %: {within:.4g} in the plane, {high:.4g} in all directions{_at(point)}"
-    cure = "draw the plane of the top eigenvectors, or of the path: js.top_eigenpairs, jaxscape trajectory"
+    cure = "The plane of the top eigenvectors (js.top_eigenpairs) shows more."
     return HIDDEN.answered(answer, ratio, good=ratio >= 0.5, cure=cure)
 
 
@@ -105,7 +105,7 @@ def _converged(result: xr.Dataset) -> Line:
     finite = np.isfinite(result.min_eigenvalue.values) & np.isfinite(result.max_eigenvalue.values)
     count = int((finite & (result.converged.values == 0)).sum())
     answer = f"{count} of {finite.size} points did not" if count else f"all {finite.size} points did"
-    return CONVERGED.answered(answer, count, good=count == 0, cure="a larger --max-matvecs, or a larger --tol")
+    return CONVERGED.answered(answer, count, good=count == 0, cure="A larger --max-matvecs or --tol lets them.")
 
 
 def finite_line(results: Mapping[str, xr.Dataset], place: str) -> Line:
@@ -131,27 +131,31 @@ def finite_line(results: Mapping[str, xr.Dataset], place: str) -> Line:
     answer = f"{bad} of {total} points are not" if bad else f"all {total - missing} points are"
     answer += f"; {missing} are not computed yet" if missing else ""
     return FINITE.answered(
-        answer, bad + missing, good=bad + missing == 0, cure="a smaller --range, or run it to its end"
+        answer,
+        bad + missing,
+        good=bad + missing == 0,
+        cure="A smaller --range helps; a stopped call goes on where it is called again.",
     )
 
 
-def slope_lines(slope: Slope | None, maps: Mapping[str, xr.Dataset], place: str) -> list[Line]:
+def slope_lines(slope: Slope | None, lambda_max: float | None, place: str) -> list[Line]:
     """The lines that the gradient and the check of the loss answer.
 
     Args:
         slope: What was measured at the center; None: nothing was.
-        maps: Maps of eigenvalues, by their names: the first gives lambda_max.
-        place: What a command calls the run.
+        lambda_max: The largest eigenvalue of the Hessian at the center; None: it is not measured.
+        place: The folder of the run; empty: the results are in memory.
 
     Returns:
         A line for each question.
     """
     if slope is None:
-        return [question.not_measured(f"jaxscape report {place} --gradient") for question in (GRADIENT, BATCH)]
-    return [_gradient(slope, maps, place), _batch(slope)]
+        cure = f"jaxscape report {place} --gradient" if place else "Give params, loss_fn and data to js.report."
+        return [question.not_measured(cure) for question in (GRADIENT, BATCH)]
+    return [_gradient(slope, lambda_max, place or "RUN"), _batch(slope)]
 
 
-def _gradient(slope: Slope, maps: Mapping[str, xr.Dataset], place: str) -> Line:
+def _gradient(slope: Slope, lambda_max: float | None, place: str) -> Line:
     if not slope.is_mean:
         return GRADIENT.only_told("no number: the loss depends on the batch", None)
     norm = f"norm {slope.norm:.4g}, at the loss {slope.loss:.4g}"
@@ -159,18 +163,19 @@ def _gradient(slope: Slope, maps: Mapping[str, xr.Dataset], place: str) -> Line:
         return GRADIENT.answered(norm, slope.norm, good=False)
     if slope.norm == 0:
         return GRADIENT.answered(norm, 0.0, good=True)
-    high = float(nearest(next(iter(maps.values()))).max_eigenvalue) if maps else np.nan
-    if not maps:
+    if lambda_max is None:
         return GRADIENT.only_told(f"{norm}; lambda_max is not measured", None, f"jaxscape hessian {place}")
-    if not (np.isfinite(high) and high > 0 and slope.loss > 0):
-        return GRADIENT.only_told(f"{norm}; lambda_max {high:.4g} gives no step", None)
-    share = slope.norm**2 / (2 * high) / slope.loss
+    if not (np.isfinite(lambda_max) and lambda_max > 0 and slope.loss > 0):
+        return GRADIENT.only_told(f"{norm}; lambda_max {lambda_max:.4g} gives no step", None)
+    share = slope.norm**2 / (2 * lambda_max) / slope.loss
     answer = f"{norm}; a step along it can lower the loss by {100 * share:.3g} %"
-    return GRADIENT.answered(answer, share, good=share <= 0.01, cure="train longer: the center is no minimum")
+    return GRADIENT.answered(
+        answer, share, good=share <= 0.01, cure="The center is no minimum: training has not ended."
+    )
 
 
 def _batch(slope: Slope) -> Line:
     fixed = f"; {slope.statistics} running statistics stay fixed" if slope.statistics else ""
     answer = f"yes, a mean over the examples{fixed}" if slope.is_mean else f"no, it changes with the batch{fixed}"
-    cure = "evaluate the network in evaluation mode: without dropout, batch norm with running statistics"
+    cure = "Use the network in evaluation mode: no dropout, batch norm with running statistics."
     return BATCH.answered(answer, float(slope.is_mean), good=slope.is_mean, cure=cure)

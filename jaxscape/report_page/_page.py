@@ -169,8 +169,8 @@ def _line(line: Line) -> str:
     question, answer, formula, cure = map(markup.escape, (line.question, line.answer, line.formula, line.cure))
     value = "" if line.value is None else f' data-value="{line.value!r}"'
     judgement = f'<span class="judgement {line.judgement}">{_SIGNS[line.judgement]} {line.judgement}</span>'
-    cure = f"<code>{cure}</code>" if cure.startswith("jaxscape ") else cure
-    cure = f'<br><span class="note">Try: {cure}</span>' if cure else ""
+    cure = f"Try: <code>{cure}</code>" if cure.startswith("jaxscape ") else cure
+    cure = f'<br><span class="note">{cure}</span>' if cure else ""
     return (
         f'<li data-line="{line.name}" data-judgement="{line.judgement}"{value}>{judgement}<strong>{question}</strong>'
         f"<br>{answer}{cure}<details><summary>How it is measured</summary><p>{formula}</p></details></li>"

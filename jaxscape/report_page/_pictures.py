@@ -18,6 +18,7 @@ PATH = "path"
 _BLUE, _ORANGE, _PATH = "#0072b2", "#d55e00", "#d55e00"  # Okabe and Ito: seen apart by the colour-blind
 _MOST_SCENES = 12  # browsers draw at most 16 pictures in 3-D on a page
 _SPLITS = {"train": (_BLUE, "solid"), "test": (_ORANGE, "dash")}
+_PANELS = ("loss", "error")
 _DECADES = 8  # of a density below its top
 
 
@@ -39,22 +40,26 @@ class Picture(NamedTuple):
 
 def curves(runs: list[Content]) -> list[Picture]:
     """Loss and error over the epochs."""
-    columns = {run.title: _columns(run.metrics) for run in runs if run.metrics}
-    panels = [name for name in ("loss", "error") if any(f"{s}_{name}" in c for c in columns.values() for s in _SPLITS)]
-    if not panels:
+    found = {run.title: _columns(run.metrics) for run in runs if run.metrics}
+    columns = {title: c for title, c in found.items() if len(c) > 1}
+    if not columns:
         return []
+    panels = [name for name in _PANELS if any(f"{s}_{name}" in c for c in columns.values() for s in _SPLITS)]
     axes = {name: _axis([c.get(f"{s}_{name}", []) for c in columns.values() for s in _SPLITS], name) for name in panels}
     last = max(c["epoch"].max() for c in columns.values())
     return [Picture(title, _curves(c, axes, last)) for title, c in columns.items()]
 
 
 def _columns(metrics: list[dict[str, float]]) -> dict[str, np.ndarray]:
-    names = dict.fromkeys(name for record in metrics for name in record)
-    return {name: np.array([record.get(name, np.nan) for record in metrics], float) for name in names}
+    """The epochs, and what is known of the losses and errors; other columns are not drawn."""
+    names = ["epoch", *(f"{split}_{name}" for split in _SPLITS for name in _PANELS)]
+    there = [name for name in names if any(name in record for record in metrics)]
+    return {name: np.array([record.get(name, np.nan) for record in metrics], float) for name in there}
 
 
 def _curves(columns: Mapping[str, np.ndarray], axes: Mapping[str, Any], last: float) -> Any:
     graphs, subplots = optional("plotly.graph_objects"), optional("plotly.subplots")
+    axes = {name: axis for name, axis in axes.items() if any(f"{split}_{name}" in columns for split in _SPLITS)}
     figure = subplots.make_subplots(len(axes), 1, shared_xaxes=True, vertical_spacing=0.08)
     for row, (name, axis) in enumerate(axes.items(), start=1):
         for split, (colour, dash) in _SPLITS.items():
@@ -190,17 +195,18 @@ def _flat(trace: Any, surface: Any) -> Any:
 def _deep(trace: Any, surface: Any, scale: Scale) -> Any:
     graphs = optional("plotly.graph_objects")
     figure = graphs.Figure(trace)
-    x, y, name = (plain(label).partition(" (")[0].partition(" component")[0] for label in surface.labels)
-    height = {"title": name, "range": [scale.limits.low, scale.limits.high], **scale.marks}
-    camera = {"eye": {"x": 1.5, "y": 1.5, "z": 1.1}, "center": {"x": 0, "y": 0, "z": -0.15}}
+    x, y, _ = (plain(label).partition(" (")[0].partition(" component")[0] for label in surface.labels)
+    height = {"title": "", "range": [scale.limits.low, scale.limits.high], **scale.marks}
+    camera = {"eye": {"x": 1.65, "y": 1.65, "z": 1.3}, "center": {"x": 0, "y": 0, "z": -0.05}}
     shape = {"aspectmode": "manual", "aspectratio": {"x": 1.0, "y": 1.0, "z": 0.7}, "camera": camera}
-    figure.update_layout(scene={"xaxis_title": x, "yaxis_title": y, "zaxis": height, **shape})
+    x_axis, y_axis = ({"title": name, "nticks": 5} for name in (x, y))
+    figure.update_layout(scene={"xaxis": x_axis, "yaxis": y_axis, "zaxis": height, **shape})
     return _laid_out(figure)
 
 
 def _unconverged(result: xr.Dataset, metric: str) -> str:
     count = int(field(result, metric).unconverged.sum())
-    return f"{count} points did not converge" if count else ""
+    return f"points that did not converge: {count}" if count else ""
 
 
 def spectra(runs: list[Content]) -> list[Picture]:

@@ -130,7 +130,7 @@ def _lowest(plane: Plane) -> Line:
     if drop <= 0:
         return LOWEST.answered(f"no point is below the center, {plane.center:.4g}", 0.0, good=True)
     answer = f"{lowest:.4g} at ({plane.x[i]:.3g}, {plane.y[j]:.3g}), {drop:.3g} below the center, {plane.center:.4g}"
-    return LOWEST.answered(answer, drop, good=good, cure="train longer, or read the plane as one around no minimum")
+    return LOWEST.answered(answer, drop, good=good, cure="The plane is one around no minimum.")
 
 
 def _level(plane: Plane, place: str) -> Line:
@@ -145,9 +145,9 @@ def _level(plane: Plane, place: str) -> Line:
         return LEVEL.only_told("a neighbor of the center is not finite", None)
     slopes, steps = zip(*(_parabola(*parts) for parts in three), strict=True)
     slope, distance = math.hypot(*slopes), max(steps)
-    where = "no lowest point: it bends down" if math.isinf(distance) else f"its lowest point {distance:.2g} steps away"
+    where = "no lowest point: it bends down" if math.isinf(distance) else f"its lowest point {distance:.2f} steps away"
     answer = f"slope {slope:.3g}; the parabola has {where}"
-    return LEVEL.answered(answer, distance, good=distance <= 0.5, cure="see the lowest point of the plane")
+    return LEVEL.answered(answer, distance, good=distance <= 0.5, cure="The lowest point of the plane is elsewhere.")
 
 
 def _inner_zero(values: np.ndarray) -> int | None:
@@ -199,19 +199,21 @@ def _clipped(plane: Plane, clip: float | None) -> Line:
     finite = plane.loss[np.isfinite(plane.loss)]
     share = float((finite > clip).mean())
     answer = f"{int((finite > clip).sum())} of {finite.size} points are above {clip:g}"
-    return CLIPPED.answered(answer, share, good=share < 0.5, cure="a larger clip, or a smaller --range")
+    return CLIPPED.answered(answer, share, good=share < 0.5, cure="A larger clip, or a smaller --range, shows more.")
 
 
 def _errors(plane: Plane) -> Line:
     if plane.stderr is None or not np.isfinite(plane.stderr).any():
-        return ERRORS.not_measured("a loss_fn that gives the loss of each example")
+        return ERRORS.not_measured("A loss_fn that gives the loss of each example has error bars.")
     finite = plane.loss[np.isfinite(plane.loss)]
     span = float(np.ptp(finite))
     largest = float(np.nanmax(np.where(np.isfinite(plane.stderr), plane.stderr, np.nan)))
     if not span > 0:
         return ERRORS.only_told(f"up to {largest:.3g}, on a flat plane", None)
     answer = f"up to {largest:.3g}, {_percent(largest / span)} of the range of the loss"
-    return ERRORS.answered(answer, largest / span, good=largest <= 0.05 * span, cure="more examples, or a smaller rtol")
+    return ERRORS.answered(
+        answer, largest / span, good=largest <= 0.05 * span, cure="More examples, or a smaller rtol, make them smaller."
+    )
 
 
 def _seeds(surfaces: Mapping[str, xr.Dataset], place: str) -> Line:
@@ -227,7 +229,7 @@ def _seeds(surfaces: Mapping[str, xr.Dataset], place: str) -> Line:
         return SEEDS.only_told(f"{len(alike)} seeds, but their mean loss is not positive", None)
     share = float(spread / mean)
     answer = f"{len(alike)} seeds differ by {_percent(share)} of the loss, in the mean"
-    return SEEDS.answered(answer, share, good=share <= 0.2, cure="show several seeds, not one")
+    return SEEDS.answered(answer, share, good=share <= 0.2, cure="Show several seeds, not one.")
 
 
 def _seed(result: xr.Dataset) -> str:

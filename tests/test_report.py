@@ -53,6 +53,7 @@ def everything():
         {"value": [4.0, 7.5], "stderr": [np.nan, 0.25], "note": ["", "a bound"]},
         pd.Index(["lambda_max", "trace"], name="measure"),
     )
+    table.attrs["num_samples"] = 77
     return {
         "surface": bowl(fingerprint="1a2b", seconds=3.5, norm="filter"),
         "line_train": line,
@@ -279,6 +280,7 @@ def test_every_result_is_a_picture_with_its_numbers(page):
     np.testing.assert_allclose(numbers(drawn["a: spectrum"]["data"][0]["y"]), np.exp(-(AXIS**2)))
     assert '<th scope="row">trace</th><td>7.5 ± 0.25 (a bound)</td>' in text
     assert "<tr><td>fingerprint</td><td>1a2b</td></tr>" in text
+    assert "<tr><td>num_samples</td><td>77</td></tr>" in text
     assert "points that did not converge: 1" in text
 
 

@@ -82,7 +82,7 @@ def report(
     ] = None,
 ) -> dict[str, Any]:
     """A page with all results of runs and a verdict on each, and a table of the runs."""
-    file = Path(out or (Path(runs[0]) if len(runs) == 1 else Path()) / "report.html")
+    file = (Path(runs[0]) if len(runs) == 1 else Path()) / "report.html" if out is None else Path(out)
     target(file, ".html", ".htm")
     loaded = [js.load_run(run) for run in runs]
     header = "run", "arch", "shortcuts", "epochs", "params", "train loss", "train err %", "test loss", "test err %"

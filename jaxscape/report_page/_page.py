@@ -39,16 +39,21 @@ code { font-size: .875rem; background: #f4f4f4; } summary { cursor: pointer; col
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .875rem; }
 th, td { text-align: left; padding: .15rem .8rem .15rem 0; vertical-align: top; } thead th { border-bottom: 1px solid; }
 .measures th, .measures td { white-space: nowrap; }
-@media print { .switch, nav { display: none; } .runs > * { break-inside: avoid; } body { padding: 0; } }
+@media print { .switch, nav { display: none; } .runs { display: block; } .runs > * { margin: 0 0 1rem; }
+  figure, li { break-inside: avoid; } h2, section > p { break-after: avoid; } body { padding: 0; } }
 """
 _CONFIG = {**CONFIG, "modeBarButtonsToRemove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d",
                                                 "orbitRotation", "resetCameraLastSave3d"]}  # fmt: skip
-# Pictures are drawn when the whole page is laid out: before, a grid of cards has not found its widths.
+# Pictures are drawn when the whole page is laid out: before, a grid of cards has not found its widths. On paper they
+# have a width that a page of A4 or Letter holds.
 _SCRIPT = """
 document.querySelectorAll(".plot").forEach(function (plot) {
   var figure = JSON.parse(document.getElementById(plot.id + "-data").textContent);
   Plotly.newPlot(plot, figure.data, figure.layout, CONFIG);
 });
+function resize(change) { document.querySelectorAll(".plot").forEach(function (p) { Plotly.relayout(p, change); }); }
+window.addEventListener("beforeprint", function () { resize({ width: 620, autosize: false }); });
+window.addEventListener("afterprint", function () { resize({ width: null, autosize: true }); });
 document.querySelectorAll(".switch input").forEach(function (box) {
   box.addEventListener("change", function () {
     document.querySelectorAll(".plot").forEach(function (plot) {
@@ -207,9 +212,12 @@ def _cell(table: pd.DataFrame, name: str) -> str:
 def _made(runs: list[Content]) -> str:
     cards = []
     for run in runs:
+        attrs = {name: result.attrs for name, result in run.results.items()}
+        if run.sharpness is not None and run.sharpness.attrs:  # a file has the table alone
+            attrs["sharpness"] = run.sharpness.attrs
         tables = [
-            f"<details><summary>{markup.escape(name)}</summary><table>{attr_rows(result.attrs)}</table></details>"
-            for name, result in run.results.items()
+            f"<details><summary>{markup.escape(name)}</summary><table>{attr_rows(each)}</table></details>"
+            for name, each in attrs.items()
         ]
         left_out = [f'<p class="note">{markup.escape(text)}</p>' for text in run.left_out]
         content = "\n".join([*tables, *left_out]) or "<p>No results.</p>"

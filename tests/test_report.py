@@ -320,6 +320,9 @@ def test_what_cannot_be_drawn_is_said(page):
     assert '<figcaption>a: surface</figcaption><p class="note">no point is finite</p>' in text
     assert "expected at least 2 x 2 to draw a surface" in text
     assert lines(text)["lowest"][:2] == ("unknown", None)
+    thin = lines(page({"a": {"surface": bowl().isel(beta=[20])}}))["range"]
+    assert thin[:2] == ("unknown", None)
+    assert "fewer than 2 x 2 points" in thin[2]
 
 
 def test_the_page_is_plain_html_without_a_network(page):
@@ -363,9 +366,11 @@ def test_a_folder_gives_what_it_holds(page, tmp_path):
     other = tmp_path / "sub" / "mine"
     other.mkdir(parents=True)
     save(bowl(), other / "surface.zarr")
+    (other / "sharpness.csv").write_text("measure\nx\n")
     both = page([folder, str(other)])
     assert f"<h3>{folder}</h3>" in both  # two folders of one name
     assert f"<h3>{other}</h3>" in both
+    assert "sharpness.csv is not shown: it is no table of measures" in both
 
 
 @pytest.mark.parametrize(
@@ -384,6 +389,11 @@ def test_a_folder_gives_what_it_holds(page, tmp_path):
         ({"a": {"b": 3}}, TypeError, r"runs\['a'\]\['b'\] is int, expected a Dataset; other keys are 'metrics'"),
         ({"a": {"b": bowl().rename(loss="x")}}, ValueError, r"\['b'\] has the variables \['x'\], expected a surface"),
         ({"a": {"sharpness": 3}}, TypeError, r"\['sharpness'\] is int, expected the table of js\.sharpness"),
+        (
+            {"a": {"sharpness": pd.DataFrame({"x": [1]})}},
+            ValueError,
+            r"\['sharpness'\] has the columns \['x'\], expected 'value'",
+        ),
         ({"a": {"metrics": [3]}}, TypeError, r"\['metrics'\] is no list of records with the key 'epoch'"),
         ({"a": {"params": 3}}, ValueError, r"has params alone, expected 'params', 'loss_fn' and 'data' together"),
     ],

@@ -104,6 +104,8 @@ def plane_lines(surfaces: Mapping[str, xr.Dataset], clip: float | None, place: s
     if not surfaces:
         return [question.not_measured(f"jaxscape surface {place}") for question in questions]
     plane = Plane.of(next(iter(surfaces.values())))
+    if min(plane.loss.shape) < 2:
+        return [question.only_told("the plane has fewer than 2 x 2 points", None) for question in questions]
     if not np.isfinite(plane.loss).any():
         return [question.only_told("no point is finite", None) for question in questions]
     seeds = _seeds(surfaces, place)

@@ -104,10 +104,20 @@ def _in_folder(title: str, place: Path) -> Content:
             left_out.append(f"{path.name} is not shown: it is not {_KNOWN}.")
         else:
             results |= shown
-    table = place / _TABLE
-    sharpness = pd.read_csv(table, index_col="measure") if table.is_file() else None
+    sharpness = _table(place / _TABLE) if (place / _TABLE).is_file() else None
+    if sharpness is None and (place / _TABLE).is_file():
+        left_out.append(f"{_TABLE} is not shown: it is no table of measures with their values.")
     metrics = read_table(place / METRICS)
     return Content(title, results, metrics, sharpness, place=str(place), left_out=tuple(left_out))
+
+
+def _table(path: Path) -> pd.DataFrame | None:
+    """The table of `jaxscape.sharpness` in a file; None: it is another."""
+    try:
+        table = pd.read_csv(path, index_col="measure")
+        return table.astype({"value": float})
+    except (ValueError, KeyError):
+        return None
 
 
 def _in_memory(title: str, parts: Mapping[Any, Any], name: str, gradient: bool) -> Content:
@@ -129,6 +139,9 @@ def _in_memory(title: str, parts: Mapping[Any, Any], name: str, gradient: bool) 
     sharpness = parts.get("sharpness")
     if not isinstance(sharpness, pd.DataFrame | None):
         raise TypeError(f"{name}['sharpness'] is {type(sharpness).__name__}, expected the table of js.sharpness.")
+    if sharpness is not None and "value" not in sharpness:
+        columns = sorted(map(str, sharpness.columns))
+        raise ValueError(f"{name}['sharpness'] has the columns {columns}, expected 'value' among them.")
     there = [part for part in _PROBLEM if part in parts]
     if there and len(there) < len(_PROBLEM):
         raise ValueError(f"{name} has {' and '.join(there)} alone, expected 'params', 'loss_fn' and 'data' together.")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jaxscape.linalg import Operator, lanczos
     from jaxscape.maps import eigenvalue_map, plane_hessian
     from jaxscape.objective import Stream
+    from jaxscape.report_page import report
     from jaxscape.runs import load_run
     from jaxscape.surfaces import surface
     from jaxscape.sweep import load
@@ -64,6 +65,7 @@ __all__ = [
     "plot",
     "project",
     "random_directions",
+    "report",
     "runs",
     "sharpness",
     "spectral_density",
@@ -88,6 +90,7 @@ _NAMES = {
     "linalg": ("Operator", "lanczos"),
     "maps": ("eigenvalue_map", "plane_hessian"),
     "objective": ("Stream",),
+    "report_page": ("report",),
     "runs": ("load_run",),
     "surfaces": ("surface",),
     "sweep": ("load",),

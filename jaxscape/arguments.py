@@ -173,7 +173,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("num_steps", "m"), count(1)),
     "margin": number(),
     **dict.fromkeys(("loss_max", "ratio_max", "clip"), number(optional=True)),
-    **dict.fromkeys(("check", "signed", "layers", "timed"), _FLAG),
+    **dict.fromkeys(("check", "signed", "layers", "timed", "gradient"), _FLAG),
     **dict.fromkeys(("progress", "linearize", "log", "lazy"), _CHOICE),
     **dict.fromkeys(("metric", "method", "which", "kind", "call", "center", "name", "leaf", "against"), _TEXT),
     "layer": of_type((str,), "the path of a kernel", optional=True),

@@ -30,7 +30,7 @@ FLOORS = (
     ("export",),
     ("datasets",),
     ("runs",),
-    ("alignment", "weights"),
+    ("alignment", "weights", "report_page"),
     ("cli",),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

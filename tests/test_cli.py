@@ -152,6 +152,8 @@ MALFORMED = [
     *(["plot", "{good}", "--kind", kind] for kind in ("eigenvalue_map", "trajectory", "x")),
     *(["plot", "{good}", "--signed", "--loss-max", v] for v in ("-inf", "nan")),
     *(["report", file] for file in ("{file}", "{empty}/mine")),
+    *(["report", "{run}", "--out", file] for file in ("x.pdf", "x", "")),
+    ["report", "{run}", "--clip", "x"],
     *(["trajectory", "{run}", "--margin", v] for v in ("nan", "x", "inf", "-2")),
     *(["trajectory", "{run}", "--points", v] for v in NUMBERS["--points"]),
     *([c, "{missing}"] for c in ("surface", "line", "hessian", "trajectory", "report")),
@@ -457,7 +459,8 @@ def test_plot_passes_titles_and_options_on(run, monkeypatch):
     assert calls[1][0] == ["a", "b"]
 
 
-def test_report_is_a_table_with_the_pictures(run, capsys):
+def test_report_is_a_table_with_the_pictures(run, monkeypatch, capsys):
+    monkeypatch.chdir(run.parent)
     plain = run.with_name("plain")
     plain.mkdir()
     (run / "line.png").touch()
@@ -468,7 +471,28 @@ def test_report_is_a_table_with_the_pictures(run, capsys):
     assert lines[1].split() == ["run", "mlp", "yes", "2", "27", "0.25", "12.5", "0.5", "20"]
     assert lines[2].split()[:3] == ["plain", "mlp", "no"]
     assert lines[4:6] == [f"pictures in {run}:", str(run / "line.png")]
-    assert lines[-1] == "none"
+    assert lines[-2:] == ["none", "report.html"]
+    assert "<title>Loss landscapes: run, plain</title>" in Path("report.html").read_text()
+
+
+def test_the_page_of_one_run_is_in_its_folder_and_measures_the_gradient_if_asked(run, capsys):
+    assert cli.main(["report", str(run)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(run / "report.html")
+    assert f"jaxscape report {run} --gradient" in (run / "report.html").read_text()
+    assert cli.main(["report", str(run), "--gradient", "--clip", "3", "--out", str(run / "sub" / "page.html")]) == 0
+    text = (run / "sub" / "page.html").read_text()
+    assert "lambda_max is not measured" in text
+    assert f"jaxscape hessian {run}" in text
+
+
+def test_report_without_plotly_says_how_to_get_the_page(run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    assert cli.main(["report", str(run)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("run")
+    (line,) = printed.err.splitlines()
+    assert line.startswith("no page: this needs plotly, which is not installed: `pip install")
+    assert not (run / "report.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Commands that show results and runs which exist already."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,8 @@ from jaxscape import plot as pictures
 from jaxscape import trees
 from jaxscape.cli._app import command
 from jaxscape.cli._files import draw, print_table, read_result
+from jaxscape.export._files import target
+from jaxscape.report_page import report as write_report
 
 _PICTURES = (".png", ".pdf", ".svg")
 Kind = Literal["contour", "contourf", "heatmap", "surface3d", "line", "eigenvalue_map", "spectrum", "trajectory"]
@@ -64,11 +67,23 @@ def picture_of(named: dict[str, xr.Dataset], kind: Any, options: dict[str, Any],
     return pictures.compare(named, kind, **options) if several else getattr(pictures, kind)(titled, **options)
 
 
-@command("jaxscape report runs/a runs/b")
+@command("jaxscape report runs/a runs/b --out report.html")
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs' folders.")],
+    clip: Annotated[
+        float | None, typer.Option(metavar="X", help="The largest loss in pictures. [default: none]")
+    ] = None,
+    gradient: Annotated[
+        bool, typer.Option("--gradient", help="Measure the gradient at the center too: one pass over the data.")
+    ] = False,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.html", help="The page. [default: report.html, of one run in its folder]"),
+    ] = None,
 ) -> dict[str, Any]:
-    """A table of runs, and the pictures in their folders."""
+    """A page with all results of runs and a verdict on each, and a table of the runs."""
+    file = (Path(runs[0]) if len(runs) == 1 else Path()) / "report.html" if out is None else Path(out)
+    target(file, ".html", ".htm")
     loaded = [js.load_run(run) for run in runs]
     header = "run", "arch", "shortcuts", "epochs", "params", "train loss", "train err %", "test loss", "test err %"
     rows = [header, *map(_report_row, loaded)]
@@ -76,7 +91,14 @@ def report(
     print_table(rows, left=3)
     for path, files in found.items():
         print("\n".join([f"\npictures in {path}:", *(files or ["none"])]))
-    return {"runs": [dict(zip(header, row, strict=True)) for row in rows[1:]], "pictures": found}
+    numbers = {"runs": [dict(zip(header, row, strict=True)) for row in rows[1:]], "pictures": found}
+    try:
+        page = write_report(loaded, file, clip=clip, gradient=gradient)
+    except ImportError as error:
+        print(f"no page: {error}", file=sys.stderr)
+        return {**numbers, "page": None}
+    print(page)
+    return {**numbers, "page": page}
 
 
 def _report_row(run: Any) -> tuple[str, ...]:

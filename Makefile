@@ -25,8 +25,8 @@ demo: env
 	$(BIN)/jaxscape surface demo/resnet32_noshort --points 31
 	$(COMPARE) --kind contourf --out demo/contours.png
 	$(COMPARE) --kind surface3d --out demo/surfaces.png
-	$(BIN)/jaxscape report demo/resnet32 demo/resnet32_noshort
-	@echo "side by side: demo/contours.png demo/surfaces.png"
+	$(BIN)/jaxscape report demo/resnet32 demo/resnet32_noshort --out demo/report.html
+	@echo "side by side: demo/contours.png demo/surfaces.png demo/report.html"
 
 # The pictures of the README.
 docs/surfaces.png: demo

@@ -104,6 +104,27 @@ def test_params_that_are_cut(name, basis):
     assert leaf.sharding.spec == like["a"].sharding.spec != PartitionSpec()
 
 
+@pytest.mark.parametrize("spectrum", [np.ones(20), np.repeat([5.0, 1.0], [3, 17])])
+def test_16_bits_invent_no_eigenvalue(spectrum):
+    """What rounding makes of a product within the space is no new direction."""
+    q = np.linalg.qr(RNG.normal(size=(20, 20)))[0]
+    a = jnp.asarray((q * spectrum) @ q.T, jnp.float32)
+    product = js.Operator.of(lambda v: a @ v, jnp.zeros(20, jnp.float32))
+    ds = product.spectral_density(num_probes=2, num_steps=12, basis="bfloat16", progress=False)
+    assert ds.ritz_value.values.min() > 0.9
+    assert ds.ritz_value.values.max() < 1.01 * spectrum.max()
+
+
+@pytest.mark.filterwarnings("ignore:Some donated buffers")  # inside vmap
+def test_under_vmap():
+    def largest(scale, basis="device"):
+        return js.lanczos(lambda v: jnp.arange(10.0) * v * scale, jnp.zeros(10), key=0, basis=basis).max_eigenvalue
+
+    np.testing.assert_allclose(jax.vmap(largest)(jnp.array([1.0, 2.0])), [9, 18], rtol=1e-6)
+    with pytest.raises(ValueError, match="basis is 'host', which works between the products"):
+        jax.vmap(lambda s: largest(s, "host"))(jnp.ones(2))
+
+
 def test_mistakes_are_told():
     with pytest.raises(ValueError, match="basis is 'disk', expected 'device', 'bfloat16' or 'host'"):
         operator().extreme_eigenvalues(basis="disk")

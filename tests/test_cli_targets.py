@@ -39,6 +39,9 @@ def other():
 def short(): return params, loss_fn
 def strange(): return {"params": params, "loss": loss_fn, "data": x}
 def number(): return 3
+def ends(): raise SystemExit(5)
+def streamed():
+    return params, loss_fn, js.Stream([x[:10], x[10:]])
 value = 3
 """
 
@@ -117,6 +120,7 @@ def test_curvature_of_ones_own(folder, capsys):
     [
         ("own_problem:short", "returns tuple, expected (params, loss_fn, data)"),
         ("own_problem:strange", "lacks loss_fn; expected the keys params, loss_fn, data"),
+        ("own_problem:ends", "own_problem:ends ends the process: it calls sys.exit(5)"),
         ("own_problem:number", "returns int, expected (params, loss_fn, data)"),
         ("own_problem:value", "has no function 'value'"),
         ("own_problem:missing", "has no function 'missing'"),
@@ -141,6 +145,25 @@ def test_a_number_that_is_not_finite_is_null_in_json(folder, capsys):
         "a": [None, 1],
         "b": [3, None, "x"],
     }
+
+
+def test_other_dots_belong_to_the_name_of_a_result(folder, capsys):
+    for name in ("y.v1", "y.v2.zarr"):
+        run("surface", "own_problem:problem", "--points", "2", "--out", name, capsys=capsys)
+    assert {path.name for path in folder.glob("*.png")} == {
+        f"y.v{i}_{kind}.png" for i in (1, 2) for kind in ("contour", "3d")
+    }
+
+
+def test_a_dry_run_of_a_stream(folder, capsys):
+    out, _ = run("hessian", "own_problem:streamed", "--subset", "8", "--dry-run", "--points", "2", capsys=capsys)
+    assert "FLOP" in out
+
+
+def test_info_of_a_folder_of_results(folder, capsys):
+    run("surface", "own_problem:problem", "--points", "2", capsys=capsys)
+    out, _ = run("info", "own_problem.problem", "--json", capsys=capsys)
+    assert json.loads(out)["own_problem.problem"]["results"] == "surface.zarr, surface_3d.png, surface_contour.png"
 
 
 def test_info_of_a_result(folder, capsys):

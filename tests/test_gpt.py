@@ -40,6 +40,7 @@ def test_it_is_gpt2():
     np.testing.assert_allclose(gpt.next_token_loss(graphdef)(params, tokens)["loss"], expected, rtol=1e-6)
 
 
+@pytest.mark.slow  # 7 seconds
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
 def test_the_future_has_no_part(positions):
     graphdef, params = split(positions=positions)

@@ -82,6 +82,7 @@ def test_density(large):
     np.testing.assert_allclose(ours.ritz_value, theirs.ritz_value, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow  # 7 seconds
 def test_any_operator_and_scipy(large):
     def call():
         product = js.Operator.of(lambda v: jax.tree.map(lambda x: 2 * x, v), PARAMS)
@@ -99,6 +100,7 @@ def test_a_stream(large):
     np.testing.assert_allclose(flat(ours), flat(theirs), rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.slow  # 19 seconds: a map, a table and a product, twice
 def test_a_map_inside_jit_and_flatness(large):
     grid = js.Grid.line(-0.5, 0.5, 2)
     directions = js.random_directions(0, PARAMS, num=1)

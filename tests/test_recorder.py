@@ -68,6 +68,63 @@ def test_params_of_any_dtype(dtype):
         assert found["w"].dtype == dtype
 
 
+@pytest.mark.parametrize(("size", "dtype"), [(1e-60, jnp.float64), (1e99, jnp.float64), (1e-38, jnp.float32)])
+def test_moves_that_float32_does_not_hold(size, dtype):
+    path = [{"w": jnp.asarray(size * np.array([1.2, 2.5]) * t, dtype)} for t in (1.0, 1.1)]
+    found = recorded(path)[1]["w"]
+    np.testing.assert_allclose(found, path[1]["w"], rtol=1e-3)
+
+
+def test_a_refused_call_changes_nothing(tmp_path):
+    path = walk(8)
+    recorder = js.Recorder(path[0], every=2, folder=tmp_path)
+    for params in path[1:7]:
+        recorder(params)
+    again = js.Recorder(path[0], every=2, folder=tmp_path)
+    with pytest.raises(ValueError, match="step is missing"):
+        again.finish(path[7])
+    with pytest.raises(ValueError, match="has shape"):
+        again(path[4] | {"w": jnp.zeros(4)}, step=4)
+    assert again.steps == [0, 2, 4, 6]
+    with pytest.raises(ValueError, match="'distance' is the name"):
+        again(path[4], step=4, distance=3.0)
+    assert again(path[4], step=4, loss=jnp.bfloat16(1.5))
+    assert again.steps == [0, 2, 4]
+    assert again.dataset().loss.values[-1] == 1.5
+
+
+def test_a_damaged_folder_is_refused(tmp_path):
+    def folder(name):
+        recorder = js.Recorder({"w": jnp.zeros(3)}, folder=tmp_path / name)
+        for i in range(3):
+            recorder({"w": jnp.full(3, float(i))})
+        return tmp_path / name
+
+    def opened(path):
+        return js.Recorder({"w": jnp.zeros(3)}, folder=path)
+
+    for name in ("start.0.npy", "path.json", "record-000001.0.npz"):
+        (folder(name) / name).unlink()
+        with pytest.raises(ValueError, match=f"records but lacks {name}"):
+            opened(tmp_path / name)
+    (folder("a") / "path.json").write_text("{")
+    with pytest.raises(ValueError, match=r"path.json is damaged; pass another folder"):
+        opened(tmp_path / "a")
+    (folder("b") / "record-000002.0.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"record-000002.0.npz is damaged; delete it"):
+        opened(tmp_path / "b").dataset()
+    one, other = (js.Recorder({"w": jnp.zeros(3)}, folder=tmp_path / "c") for _ in range(2))
+    one({"w": jnp.ones(3)})
+    with pytest.raises(ValueError, match="a record that another Recorder wrote"):
+        other({"w": jnp.ones(3)}, step=1)
+
+
+def test_projections_of_nothing_finite():
+    ds = recorded([{"w": jnp.full(3, jnp.nan)}] * 2, keep="projections").dataset()
+    assert np.isnan(ds.coordinates).all()
+    assert ds.attrs["nonfinite_steps"] == 2
+
+
 def test_a_recorder_is_a_path():
     path = [{name: x for name, x in params.items() if name != "empty"} for params in walk()]
     recorder = recorded(path)
@@ -237,6 +294,7 @@ def test_a_folder_of_another_path_is_refused(tmp_path):
         ),
         (lambda p: js.Recorder({"w": jnp.zeros(3, int)}), TypeError, r"params\['w'\] is int"),
         (lambda p: js.Recorder(p, measures={"a": 3}), TypeError, r"measures\['a'\] is int, expected a function"),
+        (lambda p: js.Recorder(p, measures={"step": len}), ValueError, "measures has the name 'step', which each"),
         (lambda p: js.Recorder(p)({"w": jnp.zeros(4)}), ValueError, r"params\['w'\] has shape \(4,\)"),
         (lambda p: js.Recorder(p)(p, loss=jnp.zeros(3)), TypeError, r"loss is float64 of shape \(3,\)"),
         (lambda p: js.Recorder(p)(p, loss="low"), TypeError, "loss is <U3 of shape"),

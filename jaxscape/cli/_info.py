@@ -48,6 +48,9 @@ def _described(path: Path) -> dict[str, Any]:
         return _of_result(js.load(path))
     if path.suffix in (".h5", ".hdf5"):
         return _of_result(read_result(str(path)))
+    results = sorted(p.name for p in path.glob("*") if p.suffix in (".zarr", ".partial", ".csv", ".png", ".pdf"))
+    if results:
+        return {"kind": "folder of results", "results": ", ".join(results)}
     try:
         return _of_checkpoints(path)
     except (ValueError, FileNotFoundError) as error:

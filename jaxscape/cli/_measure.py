@@ -56,7 +56,7 @@ def surface(
     result.attrs |= {"title": f"{name_of(target)}, {split}", "split": split}
     write(result, file)
     shutil.rmtree(partial(file), ignore_errors=True)  # the complete result is written
-    stem = file.with_suffix("")
+    stem = stem_of(file)
     pictures = [
         draw(plot.contour(result), stem.with_name(f"{stem.name}_contour.png")),
         draw(plot.surface3d(result), stem.with_name(f"{stem.name}_3d.png")),
@@ -238,11 +238,15 @@ def hessian(
     target = load_target(run)
     data, grid = data_of(target, split), plane_of(points, range)
     if dry_run:
-        part = jax.tree.map(lambda x: x[slice(subset)], data)
+        part = data
+        if subset is not None and not isinstance(data, js.Stream):
+            part = jax.tree.map(lambda x: x[:subset], data)
         matvecs = grid.points().shape[0] * max_matvecs
         return show_budget(target, part, batch_size, call="eigenvalues", max_matvecs=matvecs)
     file = Path(out or target.path / "hessian.zarr")
-    check_replaceable(file)
+    of_spectrum = target.path / "spectrum.zarr" if out is None else Path(f"{stem_of(file)}_spectrum.zarr")
+    for each in (file, of_spectrum) if spectrum else (file,):
+        check_replaceable(each)
     leaves: Any = "bias_norm" if weights_only else None
     result = js.eigenvalue_map(
         target.params,
@@ -268,10 +272,10 @@ def hessian(
     about = {"title": f"{name_of(target)}, {split}", "split": split}
     write(result.assign_attrs(about), file)
     shutil.rmtree(partial(file))  # the complete result is written
-    pictures = [draw(plot.eigenvalue_map(result.assign_attrs(about)), file.with_suffix(".png"))]
+    pictures = [draw(plot.eigenvalue_map(result.assign_attrs(about)), Path(f"{stem_of(file)}.png"))]
     if spectrum:
-        write(density.assign_attrs(about), target.path / "spectrum.zarr")
-        pictures.append(draw(plot.spectrum(density.assign_attrs(about)), target.path / "spectrum.png"))
+        write(density.assign_attrs(about), of_spectrum)
+        pictures.append(draw(plot.spectrum(density.assign_attrs(about)), Path(f"{stem_of(of_spectrum)}.png")))
     numbers = {
         "points": result.ratio.size,
         "seconds": result.attrs["seconds"],
@@ -288,7 +292,7 @@ def hessian(
         f"{numbers['median_ratio']:.4g}, {numbers['unconverged_points']} points not converged, "
         f"{numbers['nonfinite_points']} not finite"
     )
-    return {"result": file, "pictures": pictures, **numbers}
+    return {"result": file, "pictures": pictures, **({"spectrum": of_spectrum} if spectrum else {}), **numbers}
 
 
 def show_budget(target: Any, data: Any, batch_size: Any, **call: Any) -> dict[str, Any]:
@@ -328,7 +332,12 @@ def plane_of(points: list[int], range: tuple[float, float]) -> js.Grid:
 
 def partial(file: Path) -> Path:
     """The folder that stores points until the result is complete."""
-    return file.with_suffix(".partial")
+    return stem_of(file).with_name(f"{stem_of(file).name}.partial")
+
+
+def stem_of(file: Path) -> Path:
+    """The path of a result without .zarr: other dots belong to its name."""
+    return file.with_name(file.name.removesuffix(".zarr"))
 
 
 def evaluating(rtol: float | None, atol: float, compute_dtype: str | None, batch_size: Any) -> dict[str, Any]:

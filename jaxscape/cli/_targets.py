@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxscape as js
+from jaxscape.arguments import blamed
 
 _PARTS = ("params", "loss_fn", "data", "test_data", "checkpoints", "name")
 
@@ -46,7 +47,8 @@ def load_target(target: str) -> Any:
         A `jaxscape.runs.Run` or a `Problem`.
 
     Raises:
-        ValueError: The module has no such function, or what it returns has no params, loss_fn and data.
+        ValueError: The module has no such function, what it returns has no params, loss_fn and data, or it ends the
+            process.
         ImportError: There is no such module.
         TypeError: The function returns something else.
     """
@@ -56,10 +58,17 @@ def load_target(target: str) -> Any:
     where = os.getcwd()
     if where not in sys.path:
         sys.path.insert(0, where)  # as `python -m` has it: the command is in another folder
-    make = getattr(importlib.import_module(module), function, None)
-    if not callable(make):
-        raise ValueError(f"{target}: module {module} has no function {function!r}; expected e.g. my_module:problem.")
-    return _problem(make(), target)
+    try:
+        make = getattr(importlib.import_module(module), function, None)
+        if not callable(make):
+            raise ValueError(
+                f"{target}: module {module} has no function {function!r}; expected e.g. my_module:problem."
+            )
+        with blamed(target, "without arguments"):
+            parts = make()
+    except SystemExit as end:
+        raise ValueError(f"{target} ends the process: it calls sys.exit({end.code!r}).") from None
+    return _problem(parts, target)
 
 
 def _problem(parts: Any, target: str) -> Problem:

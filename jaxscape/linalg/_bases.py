@@ -22,7 +22,7 @@ from jaxscape.linalg import _vectors as vectors
 from jaxscape.linalg._host_basis import HostBasis
 from jaxscape.linalg._leaf_basis import LeafBasis
 from jaxscape.linalg._ritz import Ritz, Space, Which, known, negligible, ritz_pairs
-from jaxscape.objective import is_traced
+from jaxscape.objective import is_inside_transform
 from jaxscape.shards import mesh_of_shards
 from jaxscape.types import Vector
 
@@ -64,14 +64,14 @@ def basis_in(storage: Storage, vector: Vector, specs: vectors.Specs) -> Basis:
         ValueError: It is the host inside a transform.
     """
     if storage == "host":
-        if is_traced(vector):
+        if is_inside_transform(vector):
             raise ValueError(
                 "basis is 'host', which works between the products: call it outside of JAX transforms, or pass "
                 "'device'."
             )
         return Apart(functools.partial(HostBasis, mesh=mesh_of_shards(vector), specs=specs))
     dtype = jnp.bfloat16 if storage == "bfloat16" else vectors.dtype(vector)
-    if is_traced(vector) or isinstance(vector, jax.Array):
+    if is_inside_transform(vector) or isinstance(vector, jax.Array):
         return Within(specs, dtype)
     return Apart(functools.partial(LeafBasis, specs=specs, dtype=dtype))
 
@@ -185,6 +185,11 @@ def _scaled(space: Space, image: Vector) -> tuple[Array, Vector]:
     return scale, vectors.over(image, known(scale))
 
 
+def _rounding(kept: Any, dtype: Any) -> float:
+    """How much of a vector is lost where a basis keeps fewer digits; 0 where it keeps all."""
+    return float(jnp.finfo(kept).eps) / 2 if jnp.finfo(kept).bits < jnp.finfo(dtype).bits else 0.0
+
+
 _scaled_in_place = jax.jit(_scaled, donate_argnums=1)
 
 
@@ -193,7 +198,9 @@ def _extended(space: Space, rest: Vector, inside: Array, scale: Array, kept: Any
     last = space.size
     projected = space.projected.at[last].set(inside).at[:, last].set(inside)
     left = vectors.norm(rest)
-    exhausted = left <= negligible(jnp.linalg.norm(projected))
+    # What the rounding of the vectors makes of a product within the space is no new direction.
+    noise = _rounding(kept, left.dtype) * jnp.sqrt(jnp.sum(inside**2) + left**2)
+    exhausted = left <= jnp.maximum(negligible(jnp.linalg.norm(projected)), noise)
     rest, left = vectors.zero_where(exhausted, vectors.over(rest, left)), jnp.where(exhausted, 0, left)
     return space._replace(
         vector=vectors.rounded(rest, kept),

@@ -22,7 +22,7 @@ class Difference(NamedTuple):
 
     Attributes:
         leaves: Float16, each at most 2 in magnitude where it is finite.
-        scales: A power of two for each leaf, shape ``(leaves,)``.
+        scales: A power of two for each leaf, float64, shape ``(leaves,)``: a move of 1e-40 has none in float32.
         distance: ``norm(point - start)``, summed in float64.
     """
 
@@ -44,19 +44,18 @@ def difference(point: Params, start: Params) -> Difference:
     """
     pairs = zip(jax.tree.leaves(point), jax.tree.leaves(start), strict=True)
     moves = [_move(x, s) for x, s in pairs]
-    scales = [trees.power_of_two(x).reshape(()).astype(jnp.float32) for x in moves]
+    scales = [trees.power_of_two(x).reshape(()) for x in moves]
     leaves = [(x / scale).astype(jnp.float16) for x, scale in zip(moves, scales, strict=True)]
     return Difference(leaves, jnp.stack(scales), _length(moves))
 
 
-@jax.jit
+@trees.in_float64
 def restored(start: Params, leaves: list[Array], scales: Array) -> Params:
     """The point of a difference, with the dtypes of ``start``."""
     first, treedef = jax.tree.flatten(start)
 
     def leaf(s: Array, x: Array, scale: Array) -> Array:
-        dtype = trees.working_dtype(s)
-        return (s.astype(dtype) + scale.astype(dtype) * x.astype(dtype)).astype(s.dtype)
+        return (s.astype(jnp.float64) + scale * x.astype(jnp.float64)).astype(s.dtype)
 
     return jax.tree.unflatten(
         treedef, [leaf(s, x, scales[i]) for i, (s, x) in enumerate(zip(first, leaves, strict=True))]

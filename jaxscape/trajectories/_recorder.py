@@ -22,6 +22,10 @@ from jaxscape.trajectories._records import Folder, Memory, Record
 from jaxscape.types import Params
 
 Keep = Literal["differences", "projections"]
+_MISSING = (
+    "step is missing: the folder has records up to step {}; pass the number of the step, e.g. recorder(params, "
+    "step=step)."
+)
 _VARIABLES = ("step", "distance", "coordinates", "component", "explained_variance_ratio")
 
 
@@ -89,8 +93,8 @@ class Recorder(Sequence[Params]):
             key: A JAX random key, or an integer seed, of the projections.
 
         Raises:
-            ValueError: ``every`` or ``num_projections`` is less than 1, ``keep`` is unknown, or the folder holds a path
-                of other params.
+            ValueError: ``every`` or ``num_projections`` is less than 1, ``keep`` is unknown, a measure has a reserved
+                name, or the folder holds a path of other params or is damaged.
             TypeError: A leaf of params is not floating, a measure is no function, or it is inside a JAX transform.
         """
         refuse_inside_transform("js.Recorder")
@@ -99,6 +103,10 @@ class Recorder(Sequence[Params]):
         for name, function in self._measures.items():
             if not callable(function):
                 raise TypeError(f"measures[{name!r}] is {type(function).__name__}, expected a function of params.")
+            if name in _VARIABLES:
+                raise ValueError(
+                    f"measures has the name {name!r}, which each record has itself; expected another name."
+                )
         self._on_record, self._num = on_record, int(num_projections)
         start = checks.as_params(params)
         self._mesh, self._specs = mesh_of_shards(start), specs_of(start)
@@ -114,7 +122,7 @@ class Recorder(Sequence[Params]):
         self._is_reopened = len(self._records) > 0
         self._count = self._records[-1].step if self._is_reopened else 0
         if not self._is_reopened:
-            self._add(self._start, {})
+            self._add(self._taken(0, self._start, {}))
 
     @property
     def steps(self) -> list[int]:
@@ -137,11 +145,14 @@ class Recorder(Sequence[Params]):
                 a measure or of a variable of `dataset`, or a folder with records was opened and the step is not given.
             TypeError: A value, or what a measure returned, is no number.
         """
-        self._count = self._number_of(step)
-        if self._count % self.every:
-            return False
-        self._record(params, values)
-        return True
+        number = self._number_of(step)
+        record = None if number % self.every else self._record(number, params, values)
+        if self._is_reopened:
+            self._records.drop(sum(kept < number for kept in self.steps))
+        self._is_reopened, self._count = False, number
+        if record is not None:
+            self._add(record)
+        return record is not None
 
     def finish(self, params: Params, **values: Any) -> None:
         """Record the params after the last step of the training, if that was not recorded.
@@ -154,8 +165,10 @@ class Recorder(Sequence[Params]):
             ValueError: As a call.
             TypeError: As a call.
         """
+        if self._is_reopened:
+            raise ValueError(f"{_MISSING.format(self._count)}")
         if self._count > self._records[-1].step:
-            self._record(params, values)
+            self._add(self._record(self._count, params, values))
 
     def __len__(self) -> int:
         return len(self._records)
@@ -201,23 +214,19 @@ class Recorder(Sequence[Params]):
         return xr.Dataset(variables, {"step": list(steps)}, attrs)
 
     def _number_of(self, step: int | None) -> int:
-        """The number of the step of a call; what a folder has from that step on is dropped."""
+        """The number of the step of a call."""
         if self._is_reopened and step is None:
-            raise ValueError(
-                f"step is missing: the folder has records up to step {self._count}; pass the number of the step, e.g. "
-                "recorder(params, step=step)."
-            )
+            raise ValueError(_MISSING.format(self._count))
         step = self._count + 1 if step is None else operator.index(step)
         if self._is_reopened:
             if step < 1:
                 raise ValueError(f"step is {step}, expected at least 1: the first params have step 0.")
-            self._records.drop(sum(kept < step for kept in self.steps))
-            self._is_reopened = False
         elif step <= self._count:
             raise ValueError(f"step is {step}, expected one after the last, which was {self._count}.")
         return step
 
-    def _record(self, params: Params, values: Mapping[str, Any]) -> None:
+    def _record(self, step: int, params: Params, values: Mapping[str, Any]) -> Record:
+        """The record of a step, checked; nothing is kept yet."""
         refuse_inside_transform("js.Recorder")
         point = self._placed(checks.like(self._start, checks.as_params(params), "params"))
         names = [*values, *self._measures]
@@ -225,9 +234,10 @@ class Recorder(Sequence[Params]):
         if taken:
             raise ValueError(f"{taken!r} is the name of a measure or of a variable of a record; expected another name.")
         measured = {name: measure(point) for name, measure in self._measures.items()}
-        self._add(point, {name: _as_number(value, name) for name, value in {**values, **measured}.items()})
+        numbers = {name: _as_number(value, name) for name, value in {**values, **measured}.items()}
+        return self._taken(step, point, numbers)
 
-    def _add(self, point: Params, values: dict[str, float]) -> None:
+    def _taken(self, step: int, point: Params, values: dict[str, float]) -> Record:
         with within(self._mesh):
             if self.keep == "differences":
                 leaves, *numbers = difference(point, self._start)
@@ -236,9 +246,12 @@ class Recorder(Sequence[Params]):
                 row, distance = fetch(projections(point, self._start, self._words, self._specs, self._num))
                 scales = np.ones(0, np.float32)
         values = {"distance": float(distance), **values}
-        self._records.append(Record(self._count, row, scales, values))
+        return Record(step, row, scales, values)
+
+    def _add(self, record: Record) -> None:
+        self._records.append(record)
         if self._on_record is not None and jax.process_index() == 0:
-            self._on_record(self._count, values)
+            self._on_record(record.step, dict(record.values))
 
     def _recipe(self, key: PRNGKeyArray | int) -> dict[str, Any]:
         """What the records of a folder rest on."""
@@ -276,6 +289,8 @@ class Recorder(Sequence[Params]):
 
 def _principal_coordinates(rows: np.ndarray, finite: np.ndarray, num: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """The coordinates of rows along their first principal components, with the last finite row at 0, and the shares."""
+    if not finite.any():
+        return np.full((len(rows), num), np.nan), np.full(num, np.nan)
     moves = rows[finite] - rows[finite][-1]
     squares, vectors = np.linalg.eigh(moves @ moves.T)
     squares, vectors = np.maximum(squares[::-1][:num], 0), vectors[:, ::-1][:, :num]
@@ -291,6 +306,7 @@ def _principal_coordinates(rows: np.ndarray, finite: np.ndarray, num: int = 2) -
 def _as_number(value: Any, name: str) -> float:
     """A value as a float."""
     array = np.asarray(fetch(value) if isinstance(value, jax.Array) else value)
-    if array.shape != () or array.dtype.kind not in "fiub":
+    kinds = (jnp.floating, jnp.integer, jnp.bool_)
+    if array.shape != () or not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
         raise TypeError(f"{name} is {array.dtype} of shape {array.shape}, expected one real number.")
     return float(array)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,35 +56,54 @@ class Folder(Sequence[Record]):
             recipe: What all records rest on, in JSON's types.
 
         Raises:
-            ValueError: The folder holds records that rest on something else.
+            ValueError: The folder holds records that rest on something else, or is damaged.
         """
         self.path, self._process = path, jax.process_index()
         path.mkdir(parents=True, exist_ok=True)
         file = path / "path.json"
         if file.exists():
-            found = json.loads(file.read_text())
+            try:
+                found = dict(json.loads(file.read_text()))
+            except (ValueError, TypeError):
+                raise ValueError(f"{file} is damaged; pass another folder.") from None
             for name, value in recipe.items():
                 if found.get(name) != value:
                     raise ValueError(
                         f"folder {path} holds a path with {name} {_brief(found.get(name))}, but here it is "
                         f"{_brief(value)}; pass another folder, or the same options and params like the first ones."
                     )
-        elif self._process == 0:
-            replace_text(file, json.dumps(recipe, indent=1))
+        there = sorted(path.glob(f"record-*.{self._process}.npz"))
         count = 0
         while self._file(count).exists():
             count += 1
+        lost = self._file(count) if count < len(there) else None
+        lost = file if there and not file.exists() else lost
+        if lost:
+            raise ValueError(f"folder {path} has {len(there)} records but lacks {lost.name}; pass another folder.")
+        if self._process == 0 and not file.exists():
+            replace_text(file, json.dumps(recipe, indent=1))
         self._count = int(gather(np.array(count)).min())
 
     def start(self, row: Callable[[], np.ndarray]) -> np.ndarray:
         """The first point: that of the folder, or, where it has none yet, the one that a function gives."""
         file = self.path / f"start.{self._process}.npy"
         if not file.exists():
+            if self._count:
+                raise ValueError(f"folder {self.path} has records but lacks {file.name}; pass another folder.")
             replace_file(file, _as_bytes(row()))
         return np.load(file)
 
     def append(self, record: Record) -> None:
-        """Write a record."""
+        """Write a record.
+
+        Args:
+            record: The record.
+
+        Raises:
+            ValueError: Another recorder has written one in its place.
+        """
+        if self._file(self._count).exists():
+            raise ValueError(f"folder {self.path} has a record that another Recorder wrote; use one for each folder.")
         content = io.BytesIO()
         values = json.dumps({"step": record.step, "values": record.values})
         np.savez(content, row=record.row, scales=record.scales, values=np.array(values))
@@ -111,13 +131,22 @@ class Folder(Sequence[Record]):
 
     def _read(self, index: int) -> Record:
         step, values = self._numbers(index)
-        with np.load(self._file(index)) as arrays:
-            return Record(step, arrays["row"], arrays["scales"], values)
+        row, scales = self._arrays(index, "row", "scales")
+        return Record(step, row, scales, values)
 
     def _numbers(self, index: int) -> tuple[int, dict[str, float]]:
-        with np.load(self._file(index)) as arrays:
-            found = json.loads(str(arrays["values"]))
+        found = json.loads(str(*self._arrays(index, "values")))
         return found["step"], found["values"]
+
+    def _arrays(self, index: int, *names: str) -> list[np.ndarray]:
+        file = self._file(index)
+        try:
+            with np.load(file) as arrays:
+                return [arrays[name] for name in names]
+        except (ValueError, KeyError, zipfile.BadZipFile):
+            raise ValueError(
+                f"{file} is damaged; delete it and all records after it, or pass another folder."
+            ) from None
 
     def _file(self, index: int) -> Path:
         return self.path / f"record-{index:06d}.{self._process}.npz"

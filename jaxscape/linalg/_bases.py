@@ -22,7 +22,7 @@ from jaxscape.linalg import _vectors as vectors
 from jaxscape.linalg._host_basis import HostBasis
 from jaxscape.linalg._leaf_basis import LeafBasis
 from jaxscape.linalg._ritz import Ritz, Space, Which, known, negligible, ritz_pairs
-from jaxscape.objective import is_inside_transform
+from jaxscape.objective import is_traced
 from jaxscape.shards import mesh_of_shards
 from jaxscape.types import Vector
 
@@ -64,16 +64,19 @@ def basis_in(storage: Storage, vector: Vector, specs: vectors.Specs) -> Basis:
         ValueError: It is the host inside a transform.
     """
     if storage == "host":
-        if is_inside_transform(vector):
-            raise ValueError(
-                "basis is 'host', which works between the products: call it outside of JAX transforms, or pass "
-                "'device'."
-            )
+        _refuse_traced(vector)
         return Apart(functools.partial(HostBasis, mesh=mesh_of_shards(vector), specs=specs))
     dtype = jnp.bfloat16 if storage == "bfloat16" else vectors.dtype(vector)
-    if is_inside_transform(vector) or isinstance(vector, jax.Array):
+    if is_traced(vector) or isinstance(vector, jax.Array):
         return Within(specs, dtype)
     return Apart(functools.partial(LeafBasis, specs=specs, dtype=dtype))
+
+
+def _refuse_traced(vector: Vector) -> None:
+    if is_traced(vector):
+        raise ValueError(
+            "basis is 'host', which works between the products: call it outside of JAX transforms, or pass 'device'."
+        )
 
 
 class Within(NamedTuple):
@@ -126,6 +129,7 @@ class Apart:
 
     def extend(self, space: Space, image: Vector) -> Space:
         """See `Basis`."""
+        _refuse_traced(image)
         size = int(space.size)
         self._basis.put(size, space.vector)
         for leaf in jax.tree.leaves(space.vector):

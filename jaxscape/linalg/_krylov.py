@@ -26,7 +26,6 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from jaxscape.linalg import _vectors as vectors
 from jaxscape.linalg._bases import Storage, basis_in
 from jaxscape.linalg._ritz import Goal, Ritz, Space, complete, errors, gaps, known, negligible, ritz_pairs, small
-from jaxscape.objective import is_inside_transform
 from jaxscape.types import Vector
 
 _NOISE = 3.0  # its norm over that of a start: residuals fell as fast as with 0.1, and what is missing showed sooner
@@ -254,11 +253,11 @@ def _image(matvec: Callable[[Vector], Vector], vector: Vector) -> Vector:
 
 def _until_done(body: Callable[[Space], Space], space: Space) -> Space:
     """A loop on the device inside a transform, and on the host outside of one."""
-    if is_inside_transform(space.left):
-        return lax.while_loop(lambda s: ~s.done, body, space)
-    while not space.done:
+    while not isinstance(space.done, jax.core.Tracer):  # under `jax.vmap` it is one after the first product
+        if space.done:
+            return space
         space = body(space)
-    return space
+    return lax.while_loop(lambda s: ~s.done, body, space)
 
 
 @jax.jit

@@ -34,7 +34,7 @@ class LeafBasis:
 
     def put(self, row: Any, vector: list[Array]) -> None:
         """Make a vector one of the rows."""
-        self._rows = [_put(b, row, x) for b, x in zip(self._rows, vector, strict=True)]
+        self._rows = [self._done(_put(b, row, x)) for b, x in zip(self._rows, vector, strict=True)]
 
     def outside(self, vector: list[Array], known: Any) -> tuple[list[Array], Array]:
         """What a vector has outside of the first rows, which are orthonormal, and its coordinates in them.
@@ -50,22 +50,25 @@ class LeafBasis:
         for _ in range(2):  # twice is enough against rounding
             parts = [self._done(_coordinates(b, x)) for b, x in zip(self._rows, vector, strict=True)]
             part = _summed(parts, known)
-            vector = [_less(x, part, b) for x, b in zip(vector, self._rows, strict=True)]
+            vector = [self._done(_less(x, part, b)) for x, b in zip(vector, self._rows, strict=True)]
             within += part
         return vector, within
 
-    def _done(self, part: Array) -> Array:
-        """A sum over devices, waited for on a CPU, whose threads may all be taken by devices that wait in others."""
-        is_cpu = next(iter(part.devices())).platform == "cpu"
-        return part.block_until_ready() if is_cpu and len(part.devices()) > 1 else part
+    @staticmethod
+    def _done(leaf: Array) -> Array:
+        """A leaf; over several devices of a CPU it is waited for."""
+        # Devices that wait for each other in the programs of several leaves at once may take up all threads: with 8
+        # devices on 2 cores it stood still.
+        devices = leaf.devices()
+        return leaf.block_until_ready() if len(devices) > 1 and next(iter(devices)).platform == "cpu" else leaf
 
     def combined(self, weights: Array) -> list[Array]:
         """Sums of the rows, with weights ``(k, rows)``: a basis in the dtype of the weights."""
-        return [_sums(weights, b) for b in self._rows]
+        return [self._done(_sums(weights, b)) for b in self._rows]
 
     def combine(self, weights: Array) -> None:
         """Replace the first rows by sums of all rows, with weights ``(k, rows)``."""
-        self._rows = [_combine(b, weights, spec) for b, spec in zip(self._rows, self._specs, strict=True)]
+        self._rows = [self._done(_combine(b, weights, spec)) for b, spec in zip(self._rows, self._specs, strict=True)]
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import uuid
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ class Folder(Sequence[Record]):
         Raises:
             ValueError: The folder holds records that rest on something else, or is damaged.
         """
-        self.path, self._process = path, jax.process_index()
+        self.path, self._process, self._owner = path, jax.process_index(), ""
         path.mkdir(parents=True, exist_ok=True)
         file = path / "path.json"
         if file.exists():
@@ -100,10 +101,14 @@ class Folder(Sequence[Record]):
             record: The record.
 
         Raises:
-            ValueError: Another recorder has written one in its place.
+            ValueError: Another recorder has begun to write into the folder.
         """
-        if self._file(self._count).exists():
-            raise ValueError(f"folder {self.path} has a record that another Recorder wrote; use one for each folder.")
+        owner = self.path / f"owner.{self._process}"
+        if not self._owner:  # the first record since it was opened: a recorder that is only read owns nothing
+            self._owner = uuid.uuid4().hex
+            replace_text(owner, self._owner)
+        if owner.read_text() != self._owner:
+            raise ValueError(f"folder {self.path} has records of another Recorder since; use one for each folder.")
         content = io.BytesIO()
         values = json.dumps({"step": record.step, "values": record.values})
         np.savez(content, row=record.row, scales=record.scales, values=np.array(values))

@@ -1,6 +1,6 @@
 """What a `jaxscape.Recorder` costs a training loop, and what a Krylov basis in 16 bits or on the host costs.
 
-    python -m benchmarks.recorder [--turns 3] [--steps 100] [--every 10]
+    python -m benchmarks.recorder [--turns 3] [--steps 40] [--every 10]
 
 The loop trains the GPT of 0.8 M parameters (models.gpt, "gpt_1m") with Adam on batches of 16 sequences of 128 random
 bytes; it runs without a recorder and with one of each kind, in turn. The last part finds both ends of the same model's
@@ -29,7 +29,7 @@ def main() -> None:
     """Measure in turns, and print two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--every", type=int, default=10)
     args = parser.parse_args()
     graphdef, params = nnx.split(gpt.create("gpt_1m", context=128), nnx.Param)
@@ -58,7 +58,7 @@ def recorders(loss_fn: Any, params: Any, batches: np.ndarray, turns: int, every:
             point, state = step(point, state, batch)
             if recorder is not None:
                 recorder(point)
-        return point
+        return jax.block_until_ready(point)  # steps run behind the loop
 
     with tempfile.TemporaryDirectory() as folder:
         kinds: dict[str, Callable[[], Any]] = {

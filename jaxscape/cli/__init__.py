@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from jaxscape.cli import _export, _info, _measure, _sharpness, _show, _walk  # noqa: F401  # they add their commands
+from jaxscape.cli import _between, _export, _info, _measure, _sharpness, _show, _walk  # noqa: F401  # they add their commands
 from jaxscape.cli._app import understood
 from jaxscape.compilation import keep_compiled_programs
 from jaxscape.interrupts import leave, run_command
